@@ -1,0 +1,213 @@
+//! The vocabulary: one enum per direction, and the words in them. No logic.
+
+use bincode::{BorrowDecode, Encode};
+
+use crate::layers::Layers;
+
+/// Names one evaluation; issued by the supervisor, never reused within a worker's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, BorrowDecode)]
+pub struct EvaluationId(pub u64);
+
+/// Supervisor to worker.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum Request<'a> {
+    /// Compile role, once, after [`Reply::Confined`]: compile the module on descriptor 4
+    /// to descriptor 5. Answered by [`Reply::Compiled`] or [`Reply::Fault`].
+    Compile,
+    /// Serve role, once, after [`Reply::Confined`]: host the code on descriptor 4.
+    /// Answered by [`Reply::Loaded`] or [`Reply::Fault`].
+    Load(Load<'a>),
+    /// Serve role, any time after [`Reply::Loaded`] when no evaluation is under way.
+    /// Answered by exactly one [`Reply::Verdict`], [`Reply::Failure`] or [`Reply::Fault`].
+    Evaluate {
+        /// Names the evaluation in every reply about it.
+        id: EvaluationId,
+        /// What the guest is asked to do.
+        operation: Operation<'a>,
+    },
+    /// The answer to the one [`Reply::HostCall`] that is under way.
+    HostAnswer(Result<&'a [u8], &'a str>),
+}
+
+/// What a worker is to host, and within which bounds.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, BorrowDecode)]
+pub struct Load<'a> {
+    /// How host and guest talk.
+    pub contract: Contract,
+    /// The policy's settings: the text of one JSON object.
+    pub settings: &'a [u8],
+    /// Linear memory of the guest, in bytes; a growth beyond ends the evaluation.
+    pub memory_bytes_max: u64,
+}
+
+/// What a guest is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum Operation<'a> {
+    /// Judge this request: the text of one JSON value.
+    Validate(&'a [u8]),
+    /// Judge the settings given with [`Load`].
+    ValidateSettings,
+}
+
+/// How host and guest talk: the execution modes of Kubewarden's metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, BorrowDecode)]
+pub enum Contract {
+    /// waPC: `kubewarden-wapc`.
+    Wapc,
+    /// A WASI command, stdin to stdout: `wasi`.
+    Wasi,
+}
+
+/// Worker to supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum Reply<'a> {
+    /// First message of either role: the worker is locked up and has read nothing.
+    Confined(Confinement),
+    /// The module is compiled; its code is on descriptor 5.
+    Compiled {
+        /// Length of the code, in bytes.
+        code_bytes: u64,
+        /// The first `io.kubewarden.metadata` section, as it stands.
+        metadata: Option<&'a [u8]>,
+        /// What the exports suggest, for modules without metadata.
+        shape: ModuleShape,
+    },
+    /// The code is mapped and the serving filter is on.
+    Loaded(Confinement),
+    /// The guest has answered.
+    Verdict {
+        /// The evaluation it belongs to.
+        id: EvaluationId,
+        /// The guest's answer, not looked at: waPC's response, or all of stdout.
+        response: &'a [u8],
+        /// All of stderr of a WASI guest, else empty.
+        diagnostics: &'a [u8],
+    },
+    /// The guest declared failure in an orderly way: a guest error, no response, an exit
+    /// code other than 0. The worker lives on.
+    Failure {
+        /// The evaluation it belongs to.
+        id: EvaluationId,
+        /// The guest's words.
+        message: &'a str,
+    },
+    /// Something broke; the worker exits after this message.
+    Fault {
+        /// The evaluation it belongs to; none while compiling or loading.
+        id: Option<EvaluationId>,
+        /// What kind of thing broke.
+        class: FaultClass,
+        /// Details for a person.
+        message: &'a str,
+    },
+    /// The guest asks the host for something and waits for [`Request::HostAnswer`].
+    HostCall {
+        /// The evaluation it belongs to.
+        id: EvaluationId,
+        /// waPC binding; `kubewarden` for everything that exists.
+        binding: &'a str,
+        /// For example `tracing` or `kubernetes`.
+        namespace: &'a str,
+        /// For example `log` or `get_resource`.
+        operation: &'a str,
+        /// Usually JSON.
+        payload: &'a [u8],
+    },
+    /// A line of guest output, for the log. Not answered.
+    Log {
+        /// The evaluation it belongs to.
+        id: EvaluationId,
+        /// Where the guest wrote it.
+        stream: LogStream,
+        /// At most [`crate::limits::LOG_LINE_BYTES_MAX`] bytes, in no particular encoding.
+        text: &'a [u8],
+    },
+}
+
+impl Reply<'_> {
+    /// The message's name, for log lines about a worker that misbehaves.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Confined(_) => "Confined",
+            Self::Compiled { .. } => "Compiled",
+            Self::Loaded(_) => "Loaded",
+            Self::Verdict { .. } => "Verdict",
+            Self::Failure { .. } => "Failure",
+            Self::Fault { .. } => "Fault",
+            Self::HostCall { .. } => "HostCall",
+            Self::Log { .. } => "Log",
+        }
+    }
+}
+
+/// What a worker has done to itself so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
+pub struct Confinement {
+    /// The layers that are on.
+    pub layers: Layers,
+    /// Landlock's ABI version in force; 0 where the kernel has none.
+    pub landlock_abi: u8,
+}
+
+/// What a module's exports say about its contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum ModuleShape {
+    /// Exports `__guest_call`.
+    Wapc,
+    /// Exports `_start`, and not `__guest_call`.
+    Wasi,
+    /// Exports something that starts with `opa_`.
+    Rego,
+    /// None of these.
+    Unknown,
+}
+
+/// Where a guest wrote a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum LogStream {
+    /// waPC's `__console_log`.
+    Console,
+    /// WASI's descriptor 1, of a waPC guest.
+    Stdout,
+    /// WASI's descriptor 2, of a waPC guest.
+    Stderr,
+}
+
+/// What kind of thing broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, BorrowDecode)]
+pub enum FaultClass {
+    /// The module is not one that this worker can compile.
+    BadModule,
+    /// The native code does not fit this build or machine.
+    BadCode,
+    /// The module can't be instantiated: imports, exports, sizes.
+    Link,
+    /// The guest trapped.
+    Trap,
+    /// The guest asked for more linear memory than it may have.
+    Memory,
+    /// The guest recursed beyond its stack.
+    Stack,
+    /// The guest wrote more output than it may.
+    Output,
+    /// The guest made more, or larger, host calls than it may.
+    HostCalls,
+}
+
+impl FaultClass {
+    /// The name in logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BadModule => "bad module",
+            Self::BadCode => "bad code",
+            Self::Link => "link",
+            Self::Trap => "trap",
+            Self::Memory => "memory",
+            Self::Stack => "stack",
+            Self::Output => "output",
+            Self::HostCalls => "host calls",
+        }
+    }
+}
