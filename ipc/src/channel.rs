@@ -60,7 +60,12 @@ pub struct WorkerEnd<S> {
 impl<S: Read + Write> WorkerEnd<S> {
     /// The worker's end over a connected stream.
     pub fn new(stream: S) -> Self {
-        Self { stream, incoming: FrameBuffer::new(FRAME_BYTES_MAX), outgoing: Vec::new(), handed_out: false }
+        Self {
+            stream,
+            incoming: FrameBuffer::new(FRAME_BYTES_MAX),
+            outgoing: Vec::new(),
+            handed_out: false,
+        }
     }
 
     /// Waits for the next message; the previous one is gone.

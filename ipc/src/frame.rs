@@ -204,7 +204,8 @@ mod tests {
 
     #[test]
     fn a_message_survives_the_way() {
-        let request = Request::Evaluate { id: EvaluationId(7), operation: Operation::Validate(b"{}") };
+        let request =
+            Request::Evaluate { id: EvaluationId(7), operation: Operation::Validate(b"{}") };
         let mut out = Vec::new();
         encode(&request, FRAME_BYTES_MAX, &mut out).unwrap();
         let mut buffer = FrameBuffer::new(FRAME_BYTES_MAX);
@@ -217,7 +218,8 @@ mod tests {
     #[test]
     fn a_frame_larger_than_the_buffer_arrives_in_pieces_and_the_buffer_shrinks_again() {
         let response = vec![b'x'; 3 * BUFFER_BYTES_KEPT];
-        let out = encoded(&Reply::Verdict { id: EvaluationId(1), response: &response, diagnostics: b"" });
+        let out =
+            encoded(&Reply::Verdict { id: EvaluationId(1), response: &response, diagnostics: b"" });
         let mut buffer = FrameBuffer::new(FRAME_BYTES_MAX);
         feed(&mut buffer, &out).unwrap();
         assert!(matches!(
@@ -269,6 +271,9 @@ mod tests {
     #[test]
     fn a_message_beyond_the_limit_is_not_sent() {
         let reply = Reply::Failure { id: EvaluationId(1), message: "0123456789" };
-        assert!(matches!(encode(&reply, 8, &mut Vec::new()), Err(FrameError::TooLong { limit: 8, .. })));
+        assert!(matches!(
+            encode(&reply, 8, &mut Vec::new()),
+            Err(FrameError::TooLong { limit: 8, .. })
+        ));
     }
 }

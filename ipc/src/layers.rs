@@ -144,7 +144,8 @@ mod tests {
     fn a_set_without_one_required_layer_names_it() {
         let all: Layers = Layer::ALL.into_iter().collect();
         assert_eq!(all.missing().count(), 0);
-        let some: Layers = Layer::ALL.into_iter().filter(|layer| *layer != Layer::Landlock).collect();
+        let some: Layers =
+            Layer::ALL.into_iter().filter(|layer| *layer != Layer::Landlock).collect();
         assert_eq!(some.missing().collect::<Vec<_>>(), [Layer::Landlock]);
     }
 }

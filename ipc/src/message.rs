@@ -36,6 +36,9 @@ pub struct Load<'a> {
     pub contract: Contract,
     /// The policy's settings: the text of one JSON object.
     pub settings: &'a [u8],
+    /// Whether instantiation runs guest code, see [`ModuleFacts`]; such a module is
+    /// instantiated when a request is there, others one ahead.
+    pub runs_at_instantiation: bool,
     /// Linear memory of the guest, in bytes; a growth beyond ends the evaluation.
     pub memory_bytes_max: u64,
 }
@@ -69,8 +72,8 @@ pub enum Reply<'a> {
         code_bytes: u64,
         /// The first `io.kubewarden.metadata` section, as it stands.
         metadata: Option<&'a [u8]>,
-        /// What the exports suggest, for modules without metadata.
-        shape: ModuleShape,
+        /// What the module's sections say about it.
+        facts: ModuleFacts,
     },
     /// The code is mapped and the serving filter is on.
     Loaded(Confinement),
@@ -150,6 +153,15 @@ pub struct Confinement {
     pub landlock_abi: u8,
 }
 
+/// What a module's sections say about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
+pub struct ModuleFacts {
+    /// What the exports suggest, for modules without metadata.
+    pub shape: ModuleShape,
+    /// Whether a start section makes instantiation run guest code.
+    pub runs_at_instantiation: bool,
+}
+
 /// What a module's exports say about its contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
 pub enum ModuleShape {
@@ -209,5 +221,11 @@ impl FaultClass {
             Self::Output => "output",
             Self::HostCalls => "host calls",
         }
+    }
+
+    /// Whether a bound of ours ended the guest, and not a mistake of its own.
+    #[must_use]
+    pub const fn is_limit(self) -> bool {
+        matches!(self, Self::Memory | Self::Stack | Self::Output | Self::HostCalls)
     }
 }

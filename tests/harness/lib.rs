@@ -1,1 +1,461 @@
-//! placeholder
+//! What the suites share: the binaries, a daemon in a directory of its own, and a client.
+//!
+//! The daemon is tested from outside, as processes. As root the tests let it drop to
+//! `nobody`, so everything that it has to reach lies in a directory that `nobody` owns.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test harness fails by panicking"
+)]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, User, chown, geteuid};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything in a test may take before the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The directory of the built test policies.
+#[must_use]
+pub fn policies() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/built")
+}
+
+/// One of the test requests.
+#[must_use]
+pub fn request(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/requests").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The program under test. `cargo test` does not build the binaries of other packages, so
+/// the first caller does.
+#[must_use]
+pub fn conclave() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(build_binaries).clone()
+}
+
+fn build_binaries() -> PathBuf {
+    // target/PROFILE/deps/SUITE-HASH
+    let suite = std::env::current_exe().unwrap();
+    let directory = suite.parent().and_then(Path::parent).unwrap().to_owned();
+    let release = directory.ends_with("release");
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--workspace", "--bins"])
+        .args(release.then_some("--release"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .expect("cargo can be run");
+    assert!(status.success(), "the binaries can't be built");
+    directory.join("conclave")
+}
+
+/// A directory that the daemon's user owns and can walk to.
+#[derive(Debug)]
+pub struct Place(TempDir);
+
+impl Place {
+    /// An empty directory.
+    #[must_use]
+    pub fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("conclave-").tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        give_to_daemon(directory.path());
+        Self(directory)
+    }
+
+    /// The path of `name` in it.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Writes a file that the daemon can read.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        path
+    }
+
+    /// Copies one of the built test policies here.
+    pub fn copy_policy(&self, name: &str) -> PathBuf {
+        self.write(name, fs::read(policies().join(name)).unwrap())
+    }
+
+    /// Assembles WebAssembly text to a module file here.
+    pub fn assemble(&self, name: &str, text: &str) -> PathBuf {
+        let module = wat::parse_str(text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        self.write(name, module)
+    }
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Gives a file to the user that the daemon becomes when it is started as root.
+pub fn give_to_daemon(path: &Path) {
+    if geteuid().is_root() {
+        let user = daemon_user();
+        chown(path, Some(user.uid), Some(user.gid)).unwrap();
+    }
+}
+
+/// The user that the daemon runs as in these tests.
+#[must_use]
+pub fn daemon_user() -> User {
+    if geteuid().is_root() {
+        User::from_name("nobody").unwrap().expect("there is a user nobody")
+    } else {
+        User::from_uid(geteuid()).unwrap().expect("the user of the tests has an account")
+    }
+}
+
+/// `--user nobody` where it is needed and allowed.
+#[must_use]
+pub fn user_arguments() -> &'static [&'static str] {
+    if geteuid().is_root() { &["--user", "nobody"] } else { &[] }
+}
+
+/// A custom section `io.kubewarden.metadata` with this content, as bytes to append to a
+/// module.
+#[must_use]
+pub fn metadata_section(json: &str) -> Vec<u8> {
+    let name = b"io.kubewarden.metadata";
+    let mut payload = leb128(name.len());
+    payload.extend_from_slice(name);
+    payload.extend_from_slice(json.as_bytes());
+    let mut section = vec![0];
+    section.extend(leb128(payload.len()));
+    section.extend(payload);
+    section
+}
+
+fn leb128(mut value: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let byte = u8::try_from(value & 0x7f).unwrap();
+        value >>= 7;
+        if value == 0 {
+            bytes.push(byte);
+            return bytes;
+        }
+        bytes.push(byte | 0x80);
+    }
+}
+
+/// Metadata of a policy for that execution mode, complete enough to be served.
+#[must_use]
+pub fn metadata(execution_mode: &str) -> String {
+    let protocol = if execution_mode == "kubewarden-wapc" { "v1" } else { "Unknown" };
+    format!(
+        r#"{{"protocolVersion":"{protocol}","rules":[{{"apiGroups":[""],"apiVersions":["v1"],"resources":["pods"],"operations":["CREATE"]}}],"mutating":false,"executionMode":"{execution_mode}"}}"#
+    )
+}
+
+/// A running `conclave serve`.
+#[derive(Debug)]
+pub struct Daemon {
+    /// Its directory: `policies.yml`, the socket, the cache, modules.
+    pub place: Place,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts a daemon over `policies_yml` with further arguments, and waits until it
+    /// listens.
+    #[must_use]
+    pub fn start(place: Place, policies_yml: &str, arguments: &[&str]) -> Self {
+        place.write("policies.yml", policies_yml);
+        let log = place.path("log");
+        let child = Command::new(conclave())
+            .arg("serve")
+            .arg("--policies")
+            .arg(place.path("policies.yml"))
+            .arg("--socket")
+            .arg(place.path("socket"))
+            .args(["--log-fmt", "json"])
+            .args(user_arguments())
+            .args(if arguments.contains(&"--cache-dir") || arguments.contains(&"--no-cache") {
+                Vec::new()
+            } else {
+                vec!["--cache-dir".into(), place.path("cache").into_os_string()]
+            })
+            .args(arguments)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let mut daemon = Self { place, child, log };
+        daemon.wait_for("the socket", |daemon| {
+            assert!(daemon.child.try_wait().unwrap().is_none(), "daemon ended: {}", daemon.log());
+            UnixStream::connect(daemon.socket()).is_ok()
+        });
+        daemon
+    }
+
+    /// Starts a daemon and waits until all its policies serve.
+    #[must_use]
+    pub fn start_ready(place: Place, policies_yml: &str, arguments: &[&str]) -> Self {
+        let mut daemon = Self::start(place, policies_yml, arguments);
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    /// Waits until `/readiness` says 200.
+    pub fn wait_until_ready(&mut self) {
+        self.wait_for("readiness", |daemon| daemon.get("/readiness").status == 200);
+    }
+
+    /// Waits until every policy was tried, ready or not.
+    pub fn wait_until_tried(&mut self) {
+        self.wait_for("the policies to be tried", |daemon| daemon.log().contains("all policies were tried"));
+    }
+
+    /// Polls until `condition` holds.
+    pub fn wait_for(&mut self, what: &str, mut condition: impl FnMut(&mut Self) -> bool) {
+        let start = Instant::now();
+        while !condition(self) {
+            assert!(start.elapsed() < PATIENCE, "waited too long for {what}; log:\n{}", self.log());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The path of the socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.place.path("socket")
+    }
+
+    /// Everything logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// The log's lines as JSON.
+    #[must_use]
+    pub fn log_lines(&self) -> Vec<Value> {
+        self.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The daemon's process.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    /// Its workers' processes.
+    #[must_use]
+    pub fn workers(&self) -> Vec<Pid> {
+        children_of(self.pid())
+    }
+
+    /// Sends a signal to the daemon.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for the daemon's end and gives its exit code; `None` if a signal ended it.
+    pub fn wait(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(start.elapsed() < PATIENCE, "the daemon does not end; log:\n{}", self.log());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// A GET on a connection of its own.
+    #[must_use]
+    pub fn get(&self, path: &str) -> Answer {
+        self.client().send("GET", path, &[], b"")
+    }
+
+    /// A POST of JSON on a connection of its own.
+    #[must_use]
+    pub fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Answer {
+        self.client().post(path, body)
+    }
+
+    /// A keep-alive client.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::connect(&self.socket())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let log = self.log();
+            let tail: Vec<_> = log.lines().rev().take(40).collect();
+            for line in tail.iter().rev() {
+                write_line(line);
+            }
+        }
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "shown by the test runner when a test fails")]
+fn write_line(line: &str) {
+    eprintln!("daemon: {line}");
+}
+
+/// The child processes of a process.
+#[must_use]
+pub fn children_of(parent: Pid) -> Vec<Pid> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if status_field(Pid::from_raw(pid), "PPid").as_deref() == Some(parent.to_string().as_str()) {
+            children.push(Pid::from_raw(pid));
+        }
+    }
+    children
+}
+
+/// A field of `/proc/PID/status`.
+#[must_use]
+pub fn status_field(pid: Pid, name: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let prefix = format!("{name}:");
+    status.lines().find_map(|line| Some(line.strip_prefix(&prefix)?.trim().to_owned()))
+}
+
+/// Whether a process exists and is no zombie.
+#[must_use]
+pub fn is_alive(pid: Pid) -> bool {
+    status_field(pid, "State").is_some_and(|state| !state.starts_with(['Z', 'X']))
+}
+
+/// An HTTP answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// The head, in lower case.
+    pub head: String,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The body as JSON.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error} in {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The AdmissionResponse in the body.
+    #[must_use]
+    pub fn response(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", String::from_utf8_lossy(&self.body));
+        self.json()["response"].clone()
+    }
+}
+
+/// A keep-alive HTTP client over a Unix socket.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+}
+
+impl Client {
+    /// Connects.
+    #[must_use]
+    pub fn connect(socket: &Path) -> Self {
+        let stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { stream }
+    }
+
+    /// The connection itself, for clients that misbehave.
+    #[must_use]
+    pub fn stream(&mut self) -> &mut UnixStream {
+        &mut self.stream
+    }
+
+    /// Posts JSON and reads the answer.
+    pub fn post(&mut self, path: &str, body: impl AsRef<[u8]>) -> Answer {
+        self.send("POST", path, &["Content-Type: application/json"], body.as_ref())
+    }
+
+    /// Sends a request and reads the answer. A daemon may answer and close before it has
+    /// read a body that it does not want, so a failure to write is not one yet.
+    pub fn send(&mut self, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Answer {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", body.len());
+        for header in headers {
+            head.push_str(header);
+            head.push_str("\r\n");
+        }
+        head.push_str("\r\n");
+        let mut bytes = head.into_bytes();
+        bytes.extend_from_slice(body);
+        drop(self.stream.write_all(&bytes));
+        self.read()
+    }
+
+    /// Reads one answer.
+    pub fn read(&mut self) -> Answer {
+        let mut bytes = Vec::new();
+        let mut chunk = [0; 4096];
+        loop {
+            if let Some(answer) = parse_answer(&bytes) {
+                return answer;
+            }
+            let read = self.stream.read(&mut chunk).unwrap();
+            assert!(read > 0, "connection closed within an answer: {}", String::from_utf8_lossy(&bytes));
+            bytes.extend_from_slice(chunk.get(..read).unwrap());
+        }
+    }
+}
+
+fn parse_answer(bytes: &[u8]) -> Option<Answer> {
+    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let head = String::from_utf8_lossy(bytes.get(..end)?).to_lowercase();
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    let length: usize =
+        head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |length| length.parse().unwrap());
+    let body = bytes.get(end + 4..end + 4 + length)?.to_vec();
+    Some(Answer { status, head, body })
+}
+
+/// Runs `conclave` with these arguments, from a directory of its own, to its end.
+#[must_use]
+pub fn run(arguments: &[&str], stdin: &[u8]) -> Output {
+    let mut child = Command::new(conclave())
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A program that refuses its arguments does not read.
+    drop(child.stdin.take().unwrap().write_all(stdin));
+    child.wait_with_output().unwrap()
+}

@@ -1,1 +1,85 @@
-//! placeholder
+//! A worker: it hosts exactly one policy runtime and reaches nothing but its channel.
+//!
+//! [`main`] is a ladder going down. Each rung takes something away from the process, and
+//! nothing foreign is read before the bottom. This is a library so that the tests can run
+//! their own code inside the very confinement that ships.
+
+mod compile;
+pub mod confine;
+mod policy;
+mod serve;
+mod session;
+
+use std::os::unix::net::UnixStream;
+use std::{env, panic};
+
+use conclave_ipc::channel::{ChannelError, WorkerEnd};
+use conclave_ipc::exit::WorkerExit;
+use conclave_ipc::message::Reply;
+use conclave_ipc::{Role, limits};
+
+use confine::{Arguments, Confined};
+use policy::engine;
+
+/// The worker's end of the channel, over the real socket.
+type Channel = WorkerEnd<UnixStream>;
+
+/// Runs the worker to its end. The arguments are those of [`Arguments`].
+#[must_use]
+pub fn main() -> WorkerExit {
+    end_on_panic();
+    let Some(arguments) = Arguments::parse(env::args().skip(1)) else {
+        return WorkerExit::Usage;
+    };
+    // The engine is made first: it looks at the machine (processor features, the page
+    // map) through files that are gone further down. It has seen nothing foreign.
+    let Ok(engine) = engine::new() else {
+        return WorkerExit::ConfineFailed;
+    };
+    let Ok((confined, socket)) = confine::lock(&arguments) else {
+        return WorkerExit::ConfineFailed;
+    };
+    let mut channel = WorkerEnd::new(socket);
+    if let Err(error) = channel.send(&Reply::Confined(confined.report())) {
+        return exit_for(&error);
+    }
+    match arguments.role {
+        Role::Compile => compile::run(&confined, &engine, &mut channel),
+        Role::Serve => load_and_serve(confined, &engine, channel),
+    }
+}
+
+fn load_and_serve(
+    confined: Confined,
+    engine: &wasmtime::Engine,
+    mut channel: Channel,
+) -> WorkerExit {
+    let loaded = match serve::load(&confined, engine, &mut channel) {
+        Ok(loaded) => loaded,
+        Err(exit) => return exit,
+    };
+    let Ok(sealed) =
+        confined.seal(loaded.memory_bytes_max.saturating_add(limits::SERVE_OVERHEAD_BYTES))
+    else {
+        return WorkerExit::ConfineFailed;
+    };
+    serve::run(&sealed, loaded, channel)
+}
+
+/// The exit for a channel that can't be used any more.
+fn exit_for(error: &ChannelError) -> WorkerExit {
+    match error {
+        ChannelError::Closed => WorkerExit::Done,
+        ChannelError::Truncated | ChannelError::Io(_) => WorkerExit::ChannelLost,
+        ChannelError::Frame(_) => WorkerExit::ProtocolViolation,
+    }
+}
+
+/// A panic ends the process at once in every build profile, without unwinding through
+/// the engine and without `abort`, whose signal would read as a forbidden system call.
+fn end_on_panic() {
+    panic::set_hook(Box::new(|_| {
+        #[expect(clippy::exit, reason = "a panicking worker has no caller to return to")]
+        std::process::exit(i32::from(WorkerExit::Panicked.code()));
+    }));
+}

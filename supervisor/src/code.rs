@@ -1,0 +1,203 @@
+//! From a module to native code: out of the cache, or out of a locked-up compiler.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use conclave_ipc::Role;
+use conclave_ipc::layers::{Layer, Layers};
+use conclave_ipc::limits::{CODE_BYTES_MAX, MODULE_BYTES_MAX};
+use conclave_ipc::message::{ModuleFacts, Reply, Request};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+
+use crate::cache::Cache;
+use crate::config::Sha256Digest;
+use crate::image::{Draft, Image};
+use crate::process::{Process, WorkerError, unexpected};
+use crate::sandbox::{Sandbox, Weaker};
+use crate::spawn::Spawner;
+
+/// Native code of one module, and what the compiler saw in it.
+#[derive(Debug)]
+pub(crate) struct Code {
+    pub(crate) image: Image,
+    /// The module's metadata section, not looked at yet.
+    pub(crate) metadata: Option<Vec<u8>>,
+    pub(crate) facts: ModuleFacts,
+}
+
+/// A policy's module as it was read from its file.
+#[derive(Debug)]
+pub(crate) struct ModuleBytes {
+    bytes: Vec<u8>,
+    /// SHA-256 of the bytes.
+    pub(crate) digest: Sha256Digest,
+}
+
+impl ModuleBytes {
+    /// Reads a module file, up to [`MODULE_BYTES_MAX`].
+    ///
+    /// # Errors
+    /// The file can't be read, or is too large.
+    pub(crate) fn read(path: &Path) -> io::Result<Self> {
+        let limit = MODULE_BYTES_MAX as u64;
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        let mut bytes = Vec::new();
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() > MODULE_BYTES_MAX {
+            return Err(io::Error::other(format!("larger than the limit of {MODULE_BYTES_MAX} bytes")));
+        }
+        let digest = Sha256Digest::of(&bytes);
+        Ok(Self { bytes, digest })
+    }
+}
+
+/// Why there is no native code.
+#[derive(Debug)]
+pub(crate) enum CompileError {
+    /// The compiling worker failed, or found the module bad.
+    Worker(WorkerError),
+    /// The compiling worker is less locked up than it must be.
+    Weaker(Weaker),
+    /// The code has another length than was announced, or is too long.
+    WrongLength(u64),
+    /// Memory files can't be made.
+    Io(io::Error),
+}
+
+impl fmt::Display for CompileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Worker(WorkerError::Deadline) => f.write_str("compilation took longer than its limit"),
+            Self::Worker(error) => write!(f, "{error}"),
+            Self::Weaker(error) => write!(f, "{error}"),
+            Self::WrongLength(length) => write!(f, "compiler announced code of another length than {length} bytes"),
+            Self::Io(error) => write!(f, "no memory for the compiler: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for CompileError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Worker(source) => Some(source),
+            Self::Weaker(source) => Some(source),
+            Self::Io(source) => Some(source),
+            Self::WrongLength(_) => None,
+        }
+    }
+}
+
+impl From<WorkerError> for CompileError {
+    fn from(error: WorkerError) -> Self {
+        Self::Worker(error)
+    }
+}
+
+impl From<io::Error> for CompileError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Compiles modules, as many at a time as there are processors.
+#[derive(Debug)]
+pub(crate) struct Compiler {
+    pub(crate) spawner: Spawner,
+    pub(crate) sandbox: Arc<Sandbox>,
+    pub(crate) cache: Option<Arc<Cache>>,
+    /// How long one compilation may take.
+    pub(crate) time_max: Duration,
+    pub(crate) permits: Semaphore,
+}
+
+impl Compiler {
+    /// Native code for the module, from the cache if it has some.
+    ///
+    /// # Errors
+    /// There is none in the cache and the module can't be compiled.
+    pub(crate) async fn code(&self, module: &ModuleBytes) -> Result<Code, CompileError> {
+        let permit = self.permits.acquire().await.map_err(io::Error::other)?;
+        if let Some(code) = self.cached(&module.digest).await {
+            return Ok(code);
+        }
+        let code = Arc::new(self.compile(module).await?);
+        self.keep(&module.digest, &code).await;
+        drop(permit);
+        Arc::into_inner(code).ok_or_else(|| CompileError::Io(io::Error::other("code is still in use")))
+    }
+
+    /// Forgets a cached entry that a worker could not map, and compiles anew.
+    ///
+    /// # Errors
+    /// The module can't be compiled.
+    pub(crate) async fn fresh_code(&self, module: &ModuleBytes) -> Result<Code, CompileError> {
+        if let Some(cache) = &self.cache {
+            cache.forget(&module.digest);
+        }
+        self.code(module).await
+    }
+
+    async fn cached(&self, digest: &Sha256Digest) -> Option<Code> {
+        let (cache, key) = (self.cache.clone()?, *digest);
+        match spawn_blocking(move || cache.read(&key)).await.ok()? {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(module = %digest, %error, "compiling again");
+                None
+            }
+        }
+    }
+
+    async fn keep(&self, digest: &Sha256Digest, code: &Arc<Code>) {
+        let Some(cache) = self.cache.clone() else { return };
+        let (key, code) = (*digest, Arc::clone(code));
+        if let Ok(Err(error)) = spawn_blocking(move || cache.write(&key, &code)).await {
+            tracing::warn!(module = %digest, %error, "compiled code is not kept");
+        }
+    }
+
+    async fn compile(&self, module: &ModuleBytes) -> Result<Code, CompileError> {
+        let source = Image::of(&module.bytes)?;
+        let output = Draft::new()?;
+        let started = Instant::now();
+        let (mut process, report) =
+            Process::start(&self.spawner, Role::Compile, Some(source.as_fd()), Some(output.as_fd())).await?;
+        self.sandbox.require(report.layers, Layers::NONE.with(Layer::WriteExecuteDenied)).map_err(CompileError::Weaker)?;
+        let (code_bytes, metadata, facts) = process.until(started + self.time_max, request_code).await?;
+        // The compiler must be gone before its output is sealed, or it could still write.
+        process.end().await;
+        let image = output.seal()?;
+        if image.length != code_bytes || code_bytes > CODE_BYTES_MAX {
+            return Err(CompileError::WrongLength(image.length));
+        }
+        tracing::info!(
+            module = %module.digest,
+            module_bytes = module.bytes.len(),
+            code_bytes,
+            milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "compiled"
+        );
+        Ok(Code { image, metadata, facts })
+    }
+}
+
+async fn request_code(process: &mut Process) -> Result<(u64, Option<Vec<u8>>, ModuleFacts), WorkerError> {
+    process.send(&Request::Compile).await?;
+    match process.receive().await? {
+        Reply::Compiled { code_bytes, metadata, facts } => {
+            Ok((code_bytes, metadata.map(<[u8]>::to_vec), facts))
+        }
+        other => Err(unexpected(&other)),
+    }
+}

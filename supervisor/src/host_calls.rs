@@ -1,0 +1,196 @@
+//! What a guest may ask of the host. Denied unless granted, and bounded per evaluation.
+//!
+//! The order of the checks is Kubewarden's: binding, grant, namespace, operation, payload.
+#![forbid(unsafe_code)]
+
+use conclave_ipc::limits::{HOST_CALLS_MAX, LOG_BYTES_MAX};
+use conclave_ipc::message::LogStream;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::host_capabilities::HostCapabilities;
+
+/// The one binding that exists.
+const BINDING: &str = "kubewarden";
+
+/// The namespaces of host capabilities.
+const NAMESPACES: [&str; 5] = ["tracing", "kubernetes", "oci", "net", "crypto"];
+
+/// Guest output that one evaluation may bring to the log, as the supervisor counts it: what
+/// the worker lets through, and as much again from `tracing/log`.
+const LOG_BUDGET: usize = 2 * LOG_BYTES_MAX;
+
+/// One host call, as it arrived.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HostCall<'a> {
+    pub(crate) binding: &'a str,
+    pub(crate) namespace: &'a str,
+    pub(crate) operation: &'a str,
+    pub(crate) payload: &'a [u8],
+}
+
+/// What one evaluation of one policy may ask for, and what it has used up.
+#[derive(Debug)]
+pub(crate) struct HostAccess<'a> {
+    policy: &'a str,
+    uid: &'a str,
+    grants: &'a HostCapabilities,
+    calls_left: u32,
+    log_left: usize,
+}
+
+/// The worker let its guest go beyond a bound that it should have held itself.
+#[derive(Debug)]
+pub(crate) struct BoundPassed(pub(crate) &'static str);
+
+impl<'a> HostAccess<'a> {
+    pub(crate) fn new(policy: &'a str, uid: &'a str, grants: &'a HostCapabilities) -> Self {
+        Self { policy, uid, grants, calls_left: HOST_CALLS_MAX, log_left: LOG_BUDGET }
+    }
+
+    /// Writes a line of guest output to the log.
+    ///
+    /// # Errors
+    /// The evaluation has used up its part of the log.
+    pub(crate) fn log(&mut self, stream: LogStream, text: &[u8]) -> Result<(), BoundPassed> {
+        if self.log_left == 0 {
+            return Err(BoundPassed("output beyond the limit"));
+        }
+        self.log_left = self.log_left.saturating_sub(text.len().max(1));
+        let text = &*String::from_utf8_lossy(text);
+        let stream = match stream {
+            LogStream::Console => "console",
+            LogStream::Stdout => "stdout",
+            LogStream::Stderr => "stderr",
+        };
+        tracing::info!(policy = self.policy, request_uid = self.uid, stream, text, "guest output");
+        Ok(())
+    }
+
+    /// Answers a host call; the inner error is for the guest.
+    ///
+    /// # Errors
+    /// The evaluation has used up its host calls.
+    pub(crate) fn answer(&mut self, call: HostCall<'_>) -> Result<Result<Vec<u8>, String>, BoundPassed> {
+        self.calls_left = self.calls_left.checked_sub(1).ok_or(BoundPassed("host calls beyond the limit"))?;
+        let HostCall { binding, namespace, operation, payload } = call;
+        if binding != BINDING {
+            return Ok(Err(format!("unknown binding: {binding}")));
+        }
+        if !self.grants.allows(namespace, operation) {
+            tracing::warn!(policy = self.policy, request_uid = self.uid, namespace, operation, "host call denied");
+            return Ok(Err(HostCapabilities::denial(namespace, operation)));
+        }
+        Ok(match (namespace, operation) {
+            ("tracing", "log") => {
+                self.trace(payload);
+                Ok(Vec::new())
+            }
+            ("tracing", _) => Err(format!("unknown operation: {operation}")),
+            (known, _) if NAMESPACES.contains(&known) => {
+                Err(format!("host capability '{namespace}/{operation}' is not available: this host has no network"))
+            }
+            _ => Err(format!("unknown namespace: {namespace}")),
+        })
+    }
+
+    /// Writes a policy's own log record. It always succeeds for the guest; what is wrong
+    /// with the record is said in the log.
+    fn trace(&mut self, payload: &[u8]) {
+        let (policy, request_uid) = (self.policy, self.uid);
+        if self.log_left == 0 {
+            return;
+        }
+        self.log_left = self.log_left.saturating_sub(payload.len().max(1));
+        if self.log_left == 0 {
+            tracing::warn!(policy, request_uid, "further log records of this evaluation are dropped");
+            return;
+        }
+        let record = match serde_json::from_slice::<Record>(payload) {
+            Ok(record) => record,
+            Err(error) => {
+                let error = error.to_string();
+                tracing::warn!(policy, request_uid, error, "policy sent a malformed log record");
+                return;
+            }
+        };
+        let (text, data) = (record.message.as_str(), Value::Object(record.data).to_string());
+        let data = data.as_str();
+        match record.level.to_ascii_uppercase().as_str() {
+            "TRACE" => tracing::trace!(policy, request_uid, text, data, "policy_log"),
+            "DEBUG" => tracing::debug!(policy, request_uid, text, data, "policy_log"),
+            "INFO" => tracing::info!(policy, request_uid, text, data, "policy_log"),
+            "WARNING" => tracing::warn!(policy, request_uid, text, data, "policy_log"),
+            "ERROR" => tracing::error!(policy, request_uid, text, data, "policy_log"),
+            level => tracing::warn!(policy, request_uid, level, text, data, "policy_log of unknown level"),
+        }
+    }
+}
+
+/// The payload of `tracing/log`.
+#[derive(Deserialize)]
+struct Record {
+    level: String,
+    message: String,
+    #[serde(flatten)]
+    data: Map<String, Value>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(grants: &[&str], namespace: &str, operation: &str) -> Result<Vec<u8>, String> {
+        let grants: Vec<_> = grants.iter().map(ToString::to_string).collect();
+        let grants = HostCapabilities::parse(&grants).unwrap();
+        let call = HostCall { binding: "kubewarden", namespace, operation, payload: b"{}" };
+        HostAccess::new("p", "u", &grants).answer(call).unwrap()
+    }
+
+    #[test]
+    fn logging_needs_no_grant_and_always_succeeds() {
+        assert_eq!(answer(&[], "tracing", "log"), Ok(Vec::new()));
+        assert_eq!(answer(&[], "tracing", "other"), Err("unknown operation: other".to_owned()));
+    }
+
+    #[test]
+    fn what_is_not_granted_is_denied_before_it_is_looked_at() {
+        assert_eq!(
+            answer(&[], "no", "such"),
+            Err("Policy has not been granted access to the 'no/such' host capability. The violation has been reported.".to_owned())
+        );
+        assert_eq!(answer(&["*"], "no", "such"), Err("unknown namespace: no".to_owned()));
+    }
+
+    #[test]
+    fn a_granted_capability_that_needs_a_network_says_so() {
+        let error = answer(&["kubernetes/*"], "kubernetes", "get_resource").unwrap_err();
+        assert!(error.contains("'kubernetes/get_resource' is not available"), "{error}");
+    }
+
+    #[test]
+    fn another_binding_does_not_exist() {
+        let grants = HostCapabilities::parse(&["*".to_owned()]).unwrap();
+        let call = HostCall { binding: "x", namespace: "tracing", operation: "log", payload: b"" };
+        let answer = HostAccess::new("p", "u", &grants).answer(call).unwrap();
+        assert_eq!(answer, Err("unknown binding: x".to_owned()));
+    }
+
+    #[test]
+    fn the_bounds_hold_even_if_the_worker_does_not_hold_them() {
+        let grants = HostCapabilities::default();
+        let mut access = HostAccess::new("p", "u", &grants);
+        let call = HostCall { binding: "kubewarden", namespace: "tracing", operation: "log", payload: b"" };
+        for _ in 0..HOST_CALLS_MAX {
+            assert!(access.answer(call).is_ok());
+        }
+        assert!(access.answer(call).is_err());
+
+        let mut access = HostAccess::new("p", "u", &grants);
+        let mut lines = 0;
+        while access.log(LogStream::Stdout, &[b'x'; 1024]).is_ok() {
+            lines += 1;
+        }
+        assert_eq!(lines, LOG_BUDGET / 1024);
+    }
+}

@@ -1,0 +1,493 @@
+//! HTTP/1.1 over the Unix socket: paths, bodies and status codes in, answers out.
+//!
+//! The endpoints and codes are those of Kubewarden's policy server; every error body is
+//! `{"message", "status"}`. Whatever a client does costs a bounded amount of memory and
+//! time: connections are counted where they are accepted, heads and bodies have deadlines,
+//! and all bodies together share one budget.
+#![forbid(unsafe_code)]
+
+use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::time::timeout;
+
+use crate::admission::body::BodyError;
+use crate::admission::request::ReviewRequest;
+use crate::admission::response::{AdmissionResponse, raw_body, review_body};
+use crate::admission::{Decision, Failure, Origin, Outcome, PostProcessing, decide};
+use crate::config::PolicyMode;
+use crate::listen::AllowedPeers;
+use crate::policy::{Busy, Done, Policy};
+
+/// Time for the head of a request; also how long a connection may idle.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Time for the body of a request.
+const BODY_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Size of a request's head.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// What all bodies that are being read or judged may take together.
+const BODIES_BYTES_MAX: usize = 256 << 20;
+
+/// How the body budget is counted, in bytes.
+const BODY_UNIT_BYTES: usize = 4 << 10;
+
+/// What a client that finds no room is told to wait, in seconds.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// What the handlers need.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    policies: HashMap<String, Arc<Policy>>,
+    exempt_namespaces: HashSet<String>,
+    /// Which clients may ask.
+    pub(crate) peers: AllowedPeers,
+    body_bytes_max: usize,
+    body_budget: Semaphore,
+}
+
+impl Daemon {
+    pub(crate) fn new(
+        policies: HashMap<String, Arc<Policy>>,
+        exempt_namespaces: HashSet<String>,
+        peers: AllowedPeers,
+        body_bytes_max: usize,
+    ) -> Self {
+        let body_budget = Semaphore::new(BODIES_BYTES_MAX.div_euclid(BODY_UNIT_BYTES));
+        Self { policies, exempt_namespaces, peers, body_bytes_max, body_budget }
+    }
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Whether it is on the list.
+    pub(crate) admitted: bool,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+/// Answers one client's requests, until it leaves or the daemon stops.
+pub(crate) async fn serve_connection(
+    stream: UnixStream,
+    daemon: Arc<Daemon>,
+    peer: Peer,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let service = service_fn(move |request| {
+        let daemon = Arc::clone(&daemon);
+        async move { Ok::<_, Infallible>(daemon.answer(request, peer).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = told_to_stop(&mut stopped) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(peer_uid = peer.uid, %error, "connection ended early");
+    }
+}
+
+async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is a stop as well.
+    drop(stopped.wait_for(|stopped| *stopped).await);
+}
+
+/// The endpoints that judge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Endpoint {
+    Validate,
+    ValidateRaw,
+    Audit,
+}
+
+impl Endpoint {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Validate => "validate",
+            Self::ValidateRaw => "validate_raw",
+            Self::Audit => "audit",
+        }
+    }
+
+    const fn origin(self) -> Origin {
+        match self {
+            Self::Validate | Self::ValidateRaw => Origin::Validate,
+            Self::Audit => Origin::Audit,
+        }
+    }
+}
+
+/// Where a path leads.
+#[derive(Debug, PartialEq, Eq)]
+enum Route {
+    Judge(Endpoint, String),
+    Readiness,
+    Liveness,
+}
+
+/// An answer that is not a verdict.
+#[derive(Debug, Serialize)]
+struct Refusal {
+    message: String,
+    #[serde(serialize_with = "status_number")]
+    status: StatusCode,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+fn status_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}
+
+impl Refusal {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { message: message.into(), status }
+    }
+
+    fn into_answer(self) -> Answer {
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let mut answer = json(self.status, body);
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            answer.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+        }
+        answer
+    }
+}
+
+impl From<BodyError> for Refusal {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::NotJson(message) => Self::new(StatusCode::BAD_REQUEST, message),
+            BodyError::WrongShape(message) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, message),
+        }
+    }
+}
+
+impl From<Busy> for Refusal {
+    fn from(busy: Busy) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, match busy {
+            Busy::QueueFull => "too many requests wait for this policy",
+            Busy::QueueTime => "no worker of this policy became free in time",
+        })
+    }
+}
+
+fn json(status: StatusCode, body: Vec<u8>) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, JSON);
+    answer
+}
+
+fn route(method: &Method, path: &str) -> Result<Route, Answer> {
+    let not_found = || Refusal::new(StatusCode::NOT_FOUND, format!("no such path: {path}")).into_answer();
+    let mut segments = path.strip_prefix('/').unwrap_or(path).split('/');
+    let (route, allowed) = match (segments.next(), segments.next(), segments.next()) {
+        (Some("readiness"), None, None) => (Route::Readiness, Method::GET),
+        (Some("liveness"), None, None) => (Route::Liveness, Method::GET),
+        (Some(endpoint), Some(id), None) if !id.is_empty() => {
+            let endpoint = match endpoint {
+                "validate" => Endpoint::Validate,
+                "validate_raw" => Endpoint::ValidateRaw,
+                "audit" => Endpoint::Audit,
+                _ => return Err(not_found()),
+            };
+            (Route::Judge(endpoint, percent_decode_str(id).decode_utf8_lossy().into_owned()), Method::POST)
+        }
+        _ => return Err(not_found()),
+    };
+    if *method == allowed || (*method == Method::HEAD && allowed == Method::GET) {
+        return Ok(route);
+    }
+    let mut answer =
+        Refusal::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} takes {allowed}, not {method}")).into_answer();
+    if let Ok(value) = HeaderValue::from_str(allowed.as_str()) {
+        answer.headers_mut().insert(ALLOW, value);
+    }
+    Err(answer)
+}
+
+impl Daemon {
+    async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Answer {
+        if !peer.admitted {
+            let message = format!("user {} (group {}) may not ask", peer.uid, peer.gid);
+            return Refusal::new(StatusCode::FORBIDDEN, message).into_answer();
+        }
+        match route(request.method(), request.uri().path()) {
+            Err(answer) => answer,
+            Ok(Route::Liveness) => json(StatusCode::OK, Vec::new()),
+            Ok(Route::Readiness) => self.readiness(),
+            Ok(Route::Judge(endpoint, id)) => match self.judge(endpoint, &id, request, peer).await {
+                Ok(answer) => answer,
+                Err(refusal) => {
+                    tracing::info!(
+                        policy = id,
+                        endpoint = endpoint.name(),
+                        status = refusal.status.as_u16(),
+                        message = refusal.message,
+                        peer_uid = peer.uid,
+                        peer_gid = peer.gid,
+                        "refused"
+                    );
+                    refusal.into_answer()
+                }
+            },
+        }
+    }
+
+    /// 200 while every policy has at least one loaded worker, else 503 and who has none.
+    fn readiness(&self) -> Answer {
+        #[derive(Serialize)]
+        struct Unready<'a> {
+            message: &'a str,
+            status: u16,
+            policies: std::collections::BTreeMap<&'a str, String>,
+        }
+        let policies: std::collections::BTreeMap<_, _> = self
+            .policies
+            .iter()
+            .filter_map(|(name, policy)| Some((name.as_str(), policy.unready()?)))
+            .collect();
+        if policies.is_empty() {
+            return json(StatusCode::OK, Vec::new());
+        }
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let unready = Unready { message: "policies are not ready", status: status.as_u16(), policies };
+        json(status, serde_json::to_vec(&unready).unwrap_or_default())
+    }
+
+    async fn judge(
+        &self,
+        endpoint: Endpoint,
+        id: &str,
+        request: Request<Incoming>,
+        peer: Peer,
+    ) -> Result<Answer, Refusal> {
+        let started = Instant::now();
+        require_json(&request)?;
+        let (body, _budget) = self.read_body(request).await?;
+        let review = match endpoint {
+            Endpoint::Validate | Endpoint::Audit => ReviewRequest::from_review(&body)?,
+            Endpoint::ValidateRaw => ReviewRequest::raw(&body)?,
+        };
+        let policy = self.policy(id)?;
+        let line = Line { endpoint, policy, review: &review, peer, started };
+        if review.namespace().is_some_and(|namespace| self.exempt_namespaces.contains(namespace)) {
+            let response = AdmissionResponse::allow(review.uid());
+            line.log_exempt();
+            return Ok(answer_with(endpoint, &response));
+        }
+        let judged = policy.evaluate(review.payload().to_vec(), review.uid()).await;
+        let (done, outcome) = match &judged {
+            Ok(Ok(done)) => (Some(done), done.outcome()),
+            Ok(Err(busy)) => return Err((*busy).into()),
+            Err(failure) => (None, Outcome::Failure(failure.clone())),
+        };
+        let decision = decide(&review, outcome, &rules(policy), endpoint.origin());
+        line.log(&decision, done);
+        Ok(answer_with(endpoint, &decision.response))
+    }
+
+    fn policy(&self, id: &str) -> Result<&Arc<Policy>, Refusal> {
+        // The policy server reads `group/member` here, and takes more for its own mistake.
+        if id.split('/').nth(2).is_some() {
+            let message = format!("malformed policy id: {id}");
+            return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message));
+        }
+        self.policies
+            .get(id)
+            .ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, format!("unknown policy: {id}")))
+    }
+
+    /// The whole body, and its part of the budget.
+    async fn read_body(&self, request: Request<Incoming>) -> Result<(Vec<u8>, SemaphorePermit<'_>), Refusal> {
+        let body = request.into_body();
+        if body.size_hint().lower() > self.body_bytes_max as u64 {
+            return Err(self.too_large());
+        }
+        match timeout(BODY_TIME_MAX, self.collect(body)).await {
+            Ok(collected) => collected,
+            Err(_elapsed) => Err(Refusal::new(
+                StatusCode::REQUEST_TIMEOUT,
+                format!("the request body took longer than {} seconds", BODY_TIME_MAX.as_secs()),
+            )),
+        }
+    }
+
+    /// Memory is taken as bytes arrive, so a client that only announces holds none.
+    async fn collect(&self, mut body: Incoming) -> Result<(Vec<u8>, SemaphorePermit<'_>), Refusal> {
+        let mut budget = self.budget_for(BODY_UNIT_BYTES)?;
+        let mut bytes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                Refusal::new(StatusCode::BAD_REQUEST, format!("Failed to buffer the request body: {error}"))
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            if bytes.len().saturating_add(data.len()) > self.body_bytes_max {
+                return Err(self.too_large());
+            }
+            bytes.extend_from_slice(&data);
+            let have = budget.num_permits().saturating_mul(BODY_UNIT_BYTES);
+            // `Vec` doubles, so this is what it has really taken.
+            if bytes.capacity() > have {
+                budget.merge(self.budget_for(bytes.capacity().saturating_sub(have))?);
+            }
+        }
+        Ok((bytes, budget))
+    }
+
+    fn budget_for(&self, bytes: usize) -> Result<SemaphorePermit<'_>, Refusal> {
+        let units = u32::try_from(bytes.div_ceil(BODY_UNIT_BYTES)).unwrap_or(u32::MAX);
+        self.body_budget.try_acquire_many(units).map_err(|_exhausted| {
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too many request bodies are in memory")
+        })
+    }
+
+    fn too_large(&self) -> Refusal {
+        let limit = self.body_bytes_max;
+        Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("Failed to buffer the request body: length limit exceeded ({limit} bytes)"),
+        )
+    }
+}
+
+/// `application/json`, or anything ending in `+json`, as the policy server demands.
+fn require_json(request: &Request<Incoming>) -> Result<(), Refusal> {
+    let value = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = value.and_then(|value| value.split(';').next()).map(str::trim).unwrap_or_default();
+    let is_json = essence.split_once('/').is_some_and(|(kind, subtype)| {
+        let subtype = subtype.to_ascii_lowercase();
+        kind.eq_ignore_ascii_case("application") && (subtype == "json" || subtype.ends_with("+json"))
+    });
+    if is_json {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "Expected request with `Content-Type: application/json`",
+    ))
+}
+
+fn rules(policy: &Policy) -> PostProcessing<'_> {
+    PostProcessing {
+        policy: policy.spec.name.as_str(),
+        monitor: policy.spec.mode == PolicyMode::Monitor,
+        allowed_to_mutate: policy.spec.allowed_to_mutate,
+        message: policy.spec.message.as_deref(),
+    }
+}
+
+fn answer_with(endpoint: Endpoint, response: &AdmissionResponse) -> Answer {
+    let body = match endpoint {
+        Endpoint::Validate | Endpoint::Audit => review_body(response),
+        Endpoint::ValidateRaw => raw_body(response),
+    };
+    json(StatusCode::OK, body)
+}
+
+/// The one line of the log that a verdict gets.
+struct Line<'a> {
+    endpoint: Endpoint,
+    policy: &'a Policy,
+    review: &'a ReviewRequest<'a>,
+    peer: Peer,
+    started: Instant,
+}
+
+impl Line<'_> {
+    fn log(&self, decision: &Decision, done: Option<&Done>) {
+        let Decision { response, verdict } = decision;
+        let failure = verdict.failure.as_ref().map(Failure::to_string);
+        tracing::info!(
+            request_uid = self.review.uid(),
+            policy = self.policy.spec.name.as_str(),
+            endpoint = self.endpoint.name(),
+            allowed = response.allowed,
+            // What the policy itself said: differs in monitor mode and for mutations.
+            accepted = verdict.allowed,
+            mutated = verdict.mutated,
+            code = verdict.code,
+            message = verdict.message.as_deref().filter(|_| failure.is_none()),
+            failure,
+            queue_us = done.map(|done| micros(done.queued)),
+            worker_us = done.map(|done| micros(done.worked)),
+            total_us = micros(self.started.elapsed()),
+            peer_uid = self.peer.uid,
+            peer_gid = self.peer.gid,
+            "verdict"
+        );
+    }
+
+    fn log_exempt(&self) {
+        tracing::info!(
+            request_uid = self.review.uid(),
+            policy = self.policy.spec.name.as_str(),
+            endpoint = self.endpoint.name(),
+            allowed = true,
+            namespace = self.review.namespace(),
+            total_us = micros(self.started.elapsed()),
+            peer_uid = self.peer.uid,
+            peer_gid = self.peer.gid,
+            "verdict without asking the policy: the namespace is exempt"
+        );
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(method: &Method, path: &str) -> u16 {
+        route(method, path).map_or_else(|answer| answer.status().as_u16(), |_| 200)
+    }
+
+    #[test]
+    fn paths_lead_to_their_endpoints() {
+        let judge = |path| route(&Method::POST, path).unwrap();
+        assert_eq!(judge("/validate/p"), Route::Judge(Endpoint::Validate, "p".to_owned()));
+        assert_eq!(judge("/audit/a%2Fb"), Route::Judge(Endpoint::Audit, "a/b".to_owned()));
+        assert_eq!(judge("/validate_raw/p%20q"), Route::Judge(Endpoint::ValidateRaw, "p q".to_owned()));
+        assert_eq!(route(&Method::GET, "/readiness").unwrap(), Route::Readiness);
+    }
+
+    #[test]
+    fn other_paths_and_methods_are_refused() {
+        for path in ["/", "", "/validate", "/validate/", "/validate/a/b", "/nothing/p", "/readiness/x"] {
+            assert_eq!(status(&Method::POST, path), 404, "{path}");
+        }
+        assert_eq!(status(&Method::GET, "/validate/p"), 405);
+        assert_eq!(status(&Method::POST, "/liveness"), 405);
+        assert_eq!(status(&Method::HEAD, "/readiness"), 200);
+    }
+}

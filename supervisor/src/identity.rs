@@ -1,0 +1,107 @@
+//! Who the daemon runs as: never root.
+#![forbid(unsafe_code)]
+
+use std::ffi::CString;
+use std::fmt;
+use std::io;
+
+use caps::CapSet;
+use nix::sys::prctl;
+use nix::unistd::{User, geteuid, initgroups, setresgid, setresuid};
+
+/// The account that a package makes for the daemon.
+const OWN_ACCOUNT: &str = "conclave";
+
+/// The account of last resort, which every system has.
+const LAST_RESORT: &str = "nobody";
+
+/// Why the process can't give up root.
+#[derive(Debug)]
+pub(crate) enum IdentityError {
+    /// There is no such account.
+    NoAccount(String),
+    /// The account is root's.
+    StillRoot(String),
+    /// A user was named, but only root can become another user.
+    NotRoot(String),
+    /// A step failed.
+    Step(&'static str, io::Error),
+}
+
+impl fmt::Display for IdentityError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoAccount(name) => write!(f, "there is no user {name:?}"),
+            Self::StillRoot(name) => write!(f, "user {name:?} is root; no process of Conclave runs as root"),
+            Self::NotRoot(name) => write!(f, "--user {name}: only root can become another user"),
+            Self::Step(step, error) => write!(f, "can't give up root: {step}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for IdentityError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Step(_, source) => Some(source),
+            Self::NoAccount(_) | Self::StillRoot(_) | Self::NotRoot(_) => None,
+        }
+    }
+}
+
+/// Gives up root for good if the process has it, and from then on can't gain a privilege
+/// and can't be looked into by other processes of its user. Returns the account's name if
+/// it changed.
+///
+/// # Errors
+/// Root can't be given up: the process must not go on.
+pub(crate) fn give_up_root(wanted: Option<&str>) -> Result<Option<String>, IdentityError> {
+    let step = |name: &'static str| move |error: nix::Error| IdentityError::Step(name, error.into());
+    let changed = match (geteuid().is_root(), wanted) {
+        (true, wanted) => Some(become_user(&account(wanted)?)?),
+        (false, Some(name)) if !is_current(name) => {
+            return Err(IdentityError::NotRoot(name.to_owned()));
+        }
+        (false, _) => None,
+    };
+    prctl::set_no_new_privs().map_err(step("no_new_privs"))?;
+    prctl::set_dumpable(false).map_err(step("dumpable"))?;
+    Ok(changed)
+}
+
+fn is_current(name: &str) -> bool {
+    matches!(User::from_name(name), Ok(Some(user)) if user.uid == geteuid())
+}
+
+fn account(wanted: Option<&str>) -> Result<User, IdentityError> {
+    let find = |name: &str| {
+        User::from_name(name).map_err(|error| IdentityError::Step("look up the user", error.into()))
+    };
+    let (name, user) = match wanted {
+        Some(name) => (name, find(name)?),
+        None => match find(OWN_ACCOUNT)? {
+            Some(user) => (OWN_ACCOUNT, Some(user)),
+            None => (LAST_RESORT, find(LAST_RESORT)?),
+        },
+    };
+    match user {
+        None => Err(IdentityError::NoAccount(name.to_owned())),
+        Some(user) if user.uid.is_root() => Err(IdentityError::StillRoot(name.to_owned())),
+        Some(user) => Ok(user),
+    }
+}
+
+fn become_user(user: &User) -> Result<String, IdentityError> {
+    let step = |name: &'static str| move |error: nix::Error| IdentityError::Step(name, error.into());
+    let name = CString::new(user.name.as_str())
+        .map_err(|error| IdentityError::Step("name of the user", error.into()))?;
+    // While CAP_SETPCAP is still there; afterwards no executed file can bring one back.
+    caps::clear(None, CapSet::Bounding)
+        .map_err(|error| IdentityError::Step("bounding set", io::Error::other(error)))?;
+    initgroups(&name, user.gid).map_err(step("groups"))?;
+    setresgid(user.gid, user.gid, user.gid).map_err(step("group"))?;
+    setresuid(user.uid, user.uid, user.uid).map_err(step("user"))?;
+    if setresuid(nix::unistd::ROOT, nix::unistd::ROOT, nix::unistd::ROOT).is_ok() {
+        return Err(IdentityError::StillRoot(user.name.clone()));
+    }
+    Ok(user.name.clone())
+}

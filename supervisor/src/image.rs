@@ -1,0 +1,117 @@
+//! Sealed memory files: what a worker is given to map or read can't change below it.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// `MFD_NOEXEC_SEAL` (Linux 6.3): the file can never be executed. It can still be mapped
+/// executable, which is what the serving workers do.
+const NOEXEC_SEAL: MFdFlags = MFdFlags::from_bits_retain(0x0008);
+
+/// A memory file that is still being written.
+#[derive(Debug)]
+pub(crate) struct Draft(File);
+
+/// A memory file that nobody can change any more.
+#[derive(Debug)]
+pub(crate) struct Image {
+    file: OwnedFd,
+    /// Length in bytes.
+    pub(crate) length: u64,
+}
+
+impl Draft {
+    /// An empty memory file; the name shows in `/proc` only.
+    ///
+    /// # Errors
+    /// No memory, or no descriptor left.
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = match memfd_create(c"conclave", flags | NOEXEC_SEAL) {
+            Err(Errno::EINVAL) => memfd_create(c"conclave", flags)?,
+            other => other?,
+        };
+        Ok(Self(File::from(file)))
+    }
+
+    /// Seals what was written by whoever had the descriptor; they must be gone.
+    ///
+    /// # Errors
+    /// Somebody still has the file mapped for writing.
+    pub(crate) fn seal(mut self) -> io::Result<Image> {
+        let length = self.0.metadata()?.len();
+        self.0.rewind()?;
+        let seals = SealFlag::F_SEAL_WRITE
+            | SealFlag::F_SEAL_GROW
+            | SealFlag::F_SEAL_SHRINK
+            | SealFlag::F_SEAL_SEAL;
+        fcntl(&self.0, FcntlArg::F_ADD_SEALS(seals))?;
+        Ok(Image { file: self.0.into(), length })
+    }
+}
+
+impl Write for Draft {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl AsFd for Draft {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Image {
+    /// A sealed file that holds `bytes`.
+    ///
+    /// # Errors
+    /// No memory, or no descriptor left.
+    pub(crate) fn of(bytes: &[u8]) -> io::Result<Self> {
+        let mut draft = Draft::new()?;
+        draft.write_all(bytes)?;
+        draft.seal()
+    }
+
+    /// A reader of its own, from the beginning.
+    ///
+    /// # Errors
+    /// No descriptor left.
+    pub(crate) fn reader(&self) -> io::Result<File> {
+        let mut file = File::from(self.file.try_clone()?);
+        file.rewind()?;
+        Ok(file)
+    }
+}
+
+impl AsFd for Image {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn a_sealed_image_can_be_read_and_not_written() {
+        let image = Image::of(b"code").unwrap();
+        let mut text = String::new();
+        image.reader().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!((text.as_str(), image.length), ("code", 4));
+        let error = image.reader().unwrap().write(b"x").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::EPERM as i32));
+    }
+}

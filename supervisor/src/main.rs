@@ -1,0 +1,60 @@
+//! The `conclave` program: the daemon and its command line.
+#![deny(unsafe_code)]
+
+mod admission;
+mod cache;
+mod cli;
+mod code;
+mod config;
+mod host_calls;
+mod host_capabilities;
+mod http;
+mod identity;
+mod image;
+mod listen;
+mod log;
+mod metadata;
+mod policy;
+mod pool;
+mod process;
+mod run;
+mod sandbox;
+mod serve;
+mod spawn;
+mod startup;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command, LogLevel};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let default_level = match cli.command {
+        Command::Serve(_) => LogLevel::Info,
+        Command::Run(_) => LogLevel::Warn,
+    };
+    let log = log::start(&cli.log, default_level);
+    let result: Result<(), Box<dyn Error>> = match &cli.command {
+        Command::Serve(options) => serve::run(options).map_err(Into::into),
+        Command::Run(options) => run::run(options).map_err(Into::into),
+    };
+    let code = match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&*error);
+            ExitCode::FAILURE
+        }
+    };
+    // Writes the lines that still wait.
+    drop(log);
+    code
+}
+
+/// Why the command failed, on standard error whatever the log level is.
+#[expect(clippy::print_stderr, reason = "the last words of a command line program")]
+fn complain(error: &dyn Error) {
+    eprintln!("conclave: {error}");
+}

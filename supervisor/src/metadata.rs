@@ -1,0 +1,288 @@
+//! A policy's metadata: the JSON in the module's `io.kubewarden.metadata` section.
+//!
+//! The fields and their defaults are Kubewarden's; unknown ones are ignored as there.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use conclave_ipc::message::{Contract, ModuleShape};
+use semver::Version;
+use serde::Deserialize;
+
+/// The Kubewarden release whose policies are understood, as (major, minor); a policy's
+/// `minimumKubewardenVersion` is compared with it.
+pub(crate) const KUBEWARDEN_VERSION: (u64, u64) = (1, 38);
+
+/// The fields that have a meaning here; the others are checked for their shape.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(dead_code, reason = "some fields are there to be checked for their shape")]
+struct Metadata {
+    protocol_version: Option<String>,
+    rules: Vec<Rule>,
+    annotations: Option<BTreeMap<String, String>>,
+    mutating: bool,
+    background_audit: Option<bool>,
+    execution_mode: Option<String>,
+    policy_type: Option<PolicyType>,
+    #[serde(default)]
+    context_aware_resources: Vec<Resource>,
+    host_capabilities: Option<Vec<String>>,
+    minimum_kubewarden_version: Option<Version>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(dead_code, reason = "checked for its shape")]
+struct Rule {
+    api_groups: Vec<String>,
+    api_versions: Vec<String>,
+    resources: Vec<String>,
+    operations: Vec<Operation>,
+}
+
+#[derive(Debug, Deserialize)]
+enum Operation {
+    #[serde(rename = "CREATE")]
+    Create,
+    #[serde(rename = "UPDATE")]
+    Update,
+    #[serde(rename = "DELETE")]
+    Delete,
+    #[serde(rename = "CONNECT")]
+    Connect,
+    #[serde(rename = "*")]
+    All,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum PolicyType {
+    Kubernetes,
+    Raw,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(dead_code, reason = "checked for its shape")]
+struct Resource {
+    api_version: String,
+    kind: String,
+}
+
+/// Why a module can't be run as a policy.
+#[derive(Debug)]
+pub(crate) enum MetadataError {
+    /// The section does not hold a document of the right shape.
+    Malformed(serde_json::Error),
+    /// A waPC policy says nothing about its protocol.
+    NoProtocolVersion,
+    /// A waPC policy speaks another protocol.
+    ProtocolVersion(String),
+    /// The policy wants a newer host.
+    TooNew(Version),
+    /// Nobody knows how to run it, or this version does not.
+    ExecutionMode(String),
+    /// The metadata does not say how to run it, and neither do the exports.
+    UnknownContract,
+    /// A Rego module; two modes look the same.
+    Rego,
+}
+
+impl fmt::Display for MetadataError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(error) => write!(f, "metadata of the policy is malformed: {error}"),
+            Self::NoProtocolVersion => f.write_str(
+                "Policy is missing protocol version, which is required for KubewardenWapc execution mode",
+            ),
+            Self::ProtocolVersion(version) => {
+                write!(f, "Policy uses protocol version {version:?} but only V1 is supported")
+            }
+            Self::TooNew(version) => {
+                let (major, minor) = KUBEWARDEN_VERSION;
+                write!(f, "Policy required Kubewarden version {version} but is running on {major}.{minor}")
+            }
+            Self::ExecutionMode(mode) => {
+                write!(f, "unsupported execution mode {mode:?} (supported: kubewarden-wapc, wasi)")
+            }
+            Self::UnknownContract => f.write_str(
+                "the module has no metadata and exports neither __guest_call nor _start: say how to run it",
+            ),
+            Self::Rego => f.write_str("Rego modules are not supported by this version"),
+        }
+    }
+}
+
+impl std::error::Error for MetadataError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Malformed(source) => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// What says how modules are run.
+#[derive(Debug)]
+pub(crate) enum Execution {
+    /// Their metadata, which has to be complete: the daemon.
+    Metadata,
+    /// The caller's word, else the metadata, else the exports: a single run.
+    Chosen(Option<String>),
+}
+
+impl Execution {
+    /// The contract to run a module by.
+    ///
+    /// # Errors
+    /// See [`MetadataError`].
+    pub(crate) fn contract(
+        &self,
+        metadata: Option<&[u8]>,
+        shape: ModuleShape,
+    ) -> Result<Contract, MetadataError> {
+        match self {
+            Self::Metadata => contract_to_serve(metadata),
+            Self::Chosen(mode) => contract_to_run(mode.as_deref(), metadata, shape),
+        }
+    }
+}
+
+/// What the daemon runs the module as: the metadata decides, and has to be complete.
+///
+/// # Errors
+/// See [`MetadataError`].
+fn contract_to_serve(metadata: Option<&[u8]>) -> Result<Contract, MetadataError> {
+    let Some(metadata) = metadata else { return Err(MetadataError::NoProtocolVersion) };
+    let metadata = parse(metadata)?;
+    let contract = match metadata.execution_mode.as_deref() {
+        None => Contract::Wapc,
+        Some(mode) => contract_of_mode(mode)?,
+    };
+    check_protocol(contract, &metadata)?;
+    Ok(contract)
+}
+
+/// What a single run runs the module as: the caller's word, else the metadata, else what
+/// the exports suggest.
+///
+/// # Errors
+/// See [`MetadataError`].
+fn contract_to_run(
+    mode: Option<&str>,
+    metadata: Option<&[u8]>,
+    shape: ModuleShape,
+) -> Result<Contract, MetadataError> {
+    let metadata = metadata.map(parse).transpose()?;
+    let named = mode.or(metadata.as_ref().and_then(|metadata| metadata.execution_mode.as_deref()));
+    let contract = match (named, &metadata, shape) {
+        (Some(mode), _, _) => contract_of_mode(mode)?,
+        (None, Some(_), _) | (None, None, ModuleShape::Wapc) => Contract::Wapc,
+        (None, None, ModuleShape::Wasi) => Contract::Wasi,
+        (None, None, ModuleShape::Rego) => return Err(MetadataError::Rego),
+        (None, None, ModuleShape::Unknown) => return Err(MetadataError::UnknownContract),
+    };
+    if let Some(metadata) = &metadata {
+        check_protocol(contract, metadata)?;
+    }
+    Ok(contract)
+}
+
+/// Parses a metadata section and checks what holds for every contract.
+fn parse(bytes: &[u8]) -> Result<Metadata, MetadataError> {
+    let metadata: Metadata = serde_json::from_slice(bytes).map_err(MetadataError::Malformed)?;
+    match &metadata.minimum_kubewarden_version {
+        Some(version) if (version.major, version.minor) > KUBEWARDEN_VERSION => {
+            Err(MetadataError::TooNew(version.clone()))
+        }
+        _ => Ok(metadata),
+    }
+}
+
+fn contract_of_mode(mode: &str) -> Result<Contract, MetadataError> {
+    match mode {
+        "kubewarden-wapc" => Ok(Contract::Wapc),
+        "wasi" => Ok(Contract::Wasi),
+        other => Err(MetadataError::ExecutionMode(other.to_owned())),
+    }
+}
+
+fn check_protocol(contract: Contract, metadata: &Metadata) -> Result<(), MetadataError> {
+    match (contract, metadata.protocol_version.as_deref()) {
+        (Contract::Wapc, Some("v1")) | (Contract::Wasi, _) => Ok(()),
+        (Contract::Wapc, None) => Err(MetadataError::NoProtocolVersion),
+        (Contract::Wapc, Some(other)) => Err(MetadataError::ProtocolVersion(other.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(extra: &str) -> String {
+        format!(r#"{{"rules":[{{"apiGroups":[""],"apiVersions":["v1"],"resources":["pods"],"operations":["CREATE","*"]}}],"mutating":false{extra}}}"#)
+    }
+
+    fn served(extra: &str) -> Result<Contract, String> {
+        contract_to_serve(Some(metadata(extra).as_bytes())).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_mode_defaults_to_wapc() {
+        assert_eq!(served(r#","protocolVersion":"v1""#), Ok(Contract::Wapc));
+        assert_eq!(served(r#","protocolVersion":"v1","executionMode":null,"contextAware":true"#), Ok(Contract::Wapc));
+    }
+
+    #[test]
+    fn a_wasi_policy_needs_no_protocol_version() {
+        assert_eq!(served(r#","executionMode":"wasi","protocolVersion":"Unknown""#), Ok(Contract::Wasi));
+        assert_eq!(served(r#","executionMode":"wasi""#), Ok(Contract::Wasi));
+    }
+
+    #[test]
+    fn a_wapc_policy_needs_version_1() {
+        let missing = "Policy is missing protocol version, which is required for KubewardenWapc execution mode";
+        assert_eq!(served(""), Err(missing.to_owned()));
+        assert_eq!(contract_to_serve(None).unwrap_err().to_string(), missing);
+        let unknown = r#"Policy uses protocol version "Unknown" but only V1 is supported"#;
+        assert_eq!(served(r#","protocolVersion":"Unknown""#), Err(unknown.to_owned()));
+    }
+
+    #[test]
+    fn a_policy_for_a_newer_minor_version_is_refused_and_patch_versions_do_not_count() {
+        assert!(served(r#","protocolVersion":"v1","minimumKubewardenVersion":"1.38.99""#).is_ok());
+        let error = served(r#","protocolVersion":"v1","minimumKubewardenVersion":"1.39.0""#).unwrap_err();
+        assert_eq!(error, "Policy required Kubewarden version 1.39.0 but is running on 1.38");
+    }
+
+    #[test]
+    fn an_unsupported_mode_is_named() {
+        for mode in ["opa", "gatekeeper", "ferricel"] {
+            let error = served(&format!(r#","executionMode":"{mode}""#)).unwrap_err();
+            assert!(error.starts_with(&format!("unsupported execution mode {mode:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_section_of_the_wrong_shape_is_an_error_not_an_absence() {
+        for bad in ["", "[]", "{}", r#"{"rules":[],"mutating":"no"}"#, r#"{"rules":[{}],"mutating":true}"#] {
+            assert!(matches!(contract_to_serve(Some(bad.as_bytes())), Err(MetadataError::Malformed(_))), "{bad}");
+        }
+        let operation = metadata("").replace("CREATE", "PATCH");
+        assert!(contract_to_serve(Some(operation.as_bytes())).is_err());
+    }
+
+    #[test]
+    fn a_single_run_goes_by_the_caller_then_the_metadata_then_the_exports() {
+        let wasi = metadata(r#","executionMode":"wasi""#);
+        let run = |mode, metadata: Option<&str>, shape| contract_to_run(mode, metadata.map(str::as_bytes), shape);
+        assert_eq!(run(None, Some(&wasi), ModuleShape::Wapc).unwrap(), Contract::Wasi);
+        assert_eq!(run(Some("wasi"), None, ModuleShape::Wapc).unwrap(), Contract::Wasi);
+        assert_eq!(run(None, None, ModuleShape::Wapc).unwrap(), Contract::Wapc);
+        assert_eq!(run(None, None, ModuleShape::Wasi).unwrap(), Contract::Wasi);
+        assert!(run(None, None, ModuleShape::Unknown).is_err());
+        assert!(run(Some("kubewarden"), None, ModuleShape::Wapc).is_err());
+    }
+}

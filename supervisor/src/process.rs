@@ -1,0 +1,335 @@
+//! A worker as the supervisor sees it: a process, a channel, and what may come from it.
+//!
+//! Nothing here waits for a worker without a deadline, and nothing that a worker sends is
+//! trusted: a message that is malformed, unexpected or about another evaluation ends it.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use conclave_ipc::Role;
+use conclave_ipc::exit::WorkerExit;
+use conclave_ipc::frame::{self, FrameBuffer, FrameError};
+use conclave_ipc::layers::Layers;
+use conclave_ipc::limits::{FRAME_BYTES_MAX, REPLY_BYTES_MAX};
+use conclave_ipc::message::{Confinement, EvaluationId, FaultClass, Reply, Request};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+
+use crate::spawn::{Spawned, Spawner, describe_failed_spawn, watch};
+
+/// From exec to the first message; three milliseconds when the machine is idle.
+const START_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Why a worker is of no more use. Every case ends it.
+#[derive(Debug)]
+pub(crate) enum WorkerError {
+    /// It could not be started.
+    Spawn(io::Error),
+    /// Its deadline passed.
+    Deadline,
+    /// It ended by itself.
+    Died(Death),
+    /// It reported that its policy broke.
+    Fault {
+        /// What kind of thing broke.
+        class: FaultClass,
+        /// Details for a person.
+        message: String,
+    },
+    /// It sent what it may not send now.
+    Violation(String),
+    /// It sent a frame that is none.
+    BadFrame(FrameError),
+    /// The message for it is too large.
+    Unsendable(FrameError),
+    /// The channel failed.
+    Channel(io::Error),
+}
+
+impl fmt::Display for WorkerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Spawn(error) => write!(f, "worker can't be started: {error}"),
+            Self::Deadline => f.write_str("worker missed its deadline"),
+            Self::Died(death) => write!(f, "worker {death}"),
+            Self::Fault { class, message } => write!(f, "{}: {message}", class.name()),
+            Self::Violation(what) => write!(f, "worker broke the protocol: {what}"),
+            Self::BadFrame(error) => write!(f, "worker broke the protocol: {error}"),
+            Self::Unsendable(error) => write!(f, "message can't be sent: {error}"),
+            Self::Channel(error) => write!(f, "channel to the worker failed: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for WorkerError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Spawn(source) | Self::Channel(source) => Some(source),
+            Self::BadFrame(source) | Self::Unsendable(source) => Some(source),
+            Self::Deadline | Self::Died(_) | Self::Fault { .. } | Self::Violation(_) => None,
+        }
+    }
+}
+
+/// How a worker process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Death {
+    /// With an exit code, see [`WorkerExit`].
+    Exited(i32),
+    /// By a signal: `SIGSYS` is a system call outside the filter.
+    Signalled(Signal),
+    /// Nobody knows; it was reaped elsewhere.
+    Unknown,
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signalled(Signal::SIGSYS) => {
+                f.write_str("made a system call outside its filter and was killed (SIGSYS)")
+            }
+            Self::Signalled(signal) => write!(f, "was killed by {signal}"),
+            Self::Exited(code) => {
+                match WorkerExit::from_code(*code).map(WorkerExit::describe).or(describe_failed_spawn(*code)) {
+                    Some(what) => f.write_str(what),
+                    None => write!(f, "exited with code {code}"),
+                }
+            }
+            Self::Unknown => f.write_str("ended"),
+        }
+    }
+}
+
+impl From<WaitStatus> for Death {
+    fn from(status: WaitStatus) -> Self {
+        match status {
+            WaitStatus::Exited(_, code) => Self::Exited(code),
+            WaitStatus::Signaled(_, signal, _) => Self::Signalled(signal),
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// A worker process with its channel. Dropping it kills the process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    life: Life,
+    stream: UnixStream,
+    incoming: FrameBuffer,
+    outgoing: Vec<u8>,
+    /// Whether the frame at the front of `incoming` was already handed out.
+    handed_out: bool,
+    namespaces: Layers,
+    evaluations: u64,
+}
+
+impl Process {
+    /// Starts a worker and waits until it says that it is locked up.
+    ///
+    /// # Errors
+    /// It can't be started, fails on the way, or speaks out of turn.
+    pub(crate) async fn start(
+        spawner: &Spawner,
+        role: Role,
+        image: Option<BorrowedFd<'_>>,
+        output: Option<BorrowedFd<'_>>,
+    ) -> Result<(Self, Confinement), WorkerError> {
+        let spawned = spawner.spawn(role, image, output).await.map_err(WorkerError::Spawn)?;
+        let mut process = Self::adopt(spawned).map_err(WorkerError::Spawn)?;
+        let deadline = Instant::now() + START_TIME_MAX;
+        let report = process.until(deadline, Self::await_confinement).await?;
+        Ok((process, report))
+    }
+
+    fn adopt(spawned: Spawned) -> io::Result<Self> {
+        let life = Life::new(spawned.pidfd)?;
+        tracing::debug!(pid = spawned.pid.as_raw(), "worker started");
+        Ok(Self {
+            life,
+            stream: UnixStream::from_std(spawned.channel)?,
+            incoming: FrameBuffer::new(REPLY_BYTES_MAX),
+            outgoing: Vec::new(),
+            handed_out: false,
+            namespaces: spawned.namespaces,
+            evaluations: 0,
+        })
+    }
+
+    async fn await_confinement(&mut self) -> Result<Confinement, WorkerError> {
+        let namespaces = self.namespaces;
+        match self.receive().await? {
+            Reply::Confined(report) => {
+                Ok(Confinement { layers: report.layers.union(namespaces), ..report })
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The layers that the supervisor itself gave this worker.
+    pub(crate) fn namespaces(&self) -> Layers {
+        self.namespaces
+    }
+
+    /// Runs an exchange with the worker until the deadline.
+    ///
+    /// # Errors
+    /// Those of the exchange, or [`WorkerError::Deadline`].
+    pub(crate) async fn until<T>(
+        &mut self,
+        deadline: Instant,
+        exchange: impl AsyncFnOnce(&mut Self) -> Result<T, WorkerError>,
+    ) -> Result<T, WorkerError> {
+        let result = match tokio::time::timeout_at(deadline, exchange(&mut *self)).await {
+            Ok(result) => result,
+            Err(_elapsed) => Err(WorkerError::Deadline),
+        };
+        match result {
+            // How it ended says more than that the channel is closed.
+            Err(WorkerError::Channel(error)) => Err(self.explain(error).await),
+            other => other,
+        }
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// The message is too large, or the channel is broken.
+    pub(crate) async fn send(&mut self, request: &Request<'_>) -> Result<(), WorkerError> {
+        frame::encode(request, FRAME_BYTES_MAX, &mut self.outgoing).map_err(WorkerError::Unsendable)?;
+        self.stream.write_all(&self.outgoing).await.map_err(WorkerError::Channel)?;
+        if self.outgoing.capacity() > OUTGOING_BYTES_KEPT {
+            self.outgoing = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Waits for the next message; the previous one is gone.
+    ///
+    /// # Errors
+    /// A bad frame, or a channel that is broken or closed.
+    pub(crate) async fn receive(&mut self) -> Result<Reply<'_>, WorkerError> {
+        if self.handed_out {
+            self.handed_out = false;
+            self.incoming.consume().map_err(WorkerError::BadFrame)?;
+        }
+        while self.incoming.body().is_none() {
+            match self.stream.read(self.incoming.space()).await {
+                Ok(0) => return Err(WorkerError::Channel(io::ErrorKind::UnexpectedEof.into())),
+                Ok(read) => self.incoming.advance(read).map_err(WorkerError::BadFrame)?,
+                Err(error) => return Err(WorkerError::Channel(error)),
+            }
+        }
+        self.handed_out = true;
+        frame::decode(self.incoming.body().unwrap_or_default()).map_err(WorkerError::BadFrame)
+    }
+
+    /// A number for the next evaluation; never the same twice for one worker.
+    pub(crate) fn next_evaluation(&mut self) -> EvaluationId {
+        self.evaluations = self.evaluations.wrapping_add(1);
+        EvaluationId(self.evaluations)
+    }
+
+    /// Ends the process and returns when it is gone.
+    pub(crate) async fn end(mut self) {
+        self.life.end().await;
+    }
+
+    /// Ends when the process does.
+    pub(crate) async fn death(&self) -> Death {
+        self.life.death().await
+    }
+
+    async fn explain(&self, error: io::Error) -> WorkerError {
+        match tokio::time::timeout(DEATH_TIME_MAX, self.death()).await {
+            Ok(death) => WorkerError::Died(death),
+            Err(_elapsed) => WorkerError::Channel(error),
+        }
+    }
+}
+
+/// A send buffer larger than this is given back after use.
+const OUTGOING_BYTES_KEPT: usize = 1 << 20;
+
+/// How long a process may take to end after its channel is closed.
+const DEATH_TIME_MAX: Duration = Duration::from_millis(100);
+
+/// The error for a message that is not allowed in this state.
+pub(crate) fn unexpected(reply: &Reply<'_>) -> WorkerError {
+    match reply {
+        Reply::Fault { class, message, .. } => {
+            WorkerError::Fault { class: *class, message: (*message).to_owned() }
+        }
+        other => WorkerError::Violation(format!("unexpected {}", other.name())),
+    }
+}
+
+/// The process behind a process descriptor. Killed and reaped when dropped.
+#[derive(Debug)]
+struct Life(Option<AsyncFd<OwnedFd>>);
+
+impl Life {
+    fn new(pidfd: OwnedFd) -> io::Result<Self> {
+        Ok(Self(Some(watch(pidfd)?)))
+    }
+
+    async fn death(&self) -> Death {
+        match &self.0 {
+            Some(pidfd) => death_of(pidfd).await,
+            None => Death::Unknown,
+        }
+    }
+
+    async fn end(&mut self) {
+        if let Some(pidfd) = self.0.take() {
+            kill_and_reap(pidfd).await;
+        }
+    }
+}
+
+async fn kill_and_reap(pidfd: AsyncFd<OwnedFd>) {
+    if let Err(error) = kill(&pidfd) {
+        tracing::error!(%error, "worker can't be killed");
+    }
+    death_of(&pidfd).await;
+    let reaped = waitid(Id::PIDFd(pidfd.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+    tracing::debug!(?reaped, "worker is gone");
+}
+
+/// Ends when the process does, and leaves it to be reaped.
+async fn death_of(pidfd: &AsyncFd<OwnedFd>) -> Death {
+    // Readable as soon as the process has ended (pidfd_open(2)).
+    if pidfd.readable().await.is_err() {
+        return Death::Unknown;
+    }
+    // WNOWAIT leaves the status for whoever asks next; `Drop` takes it.
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::PIDFd(pidfd.get_ref().as_fd()), flags).map_or(Death::Unknown, Death::from)
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        let Some(pidfd) = self.0.take() else { return };
+        if let Err(error) = kill(&pidfd) {
+            tracing::error!(%error, "worker can't be killed");
+        }
+        // Without a runtime the supervisor is ending, and init reaps.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(kill_and_reap(pidfd));
+        }
+    }
+}
+
+fn kill(pidfd: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    match rustix::process::pidfd_send_signal(pidfd.get_ref(), rustix::process::Signal::KILL) {
+        // Already ended.
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

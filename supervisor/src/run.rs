@@ -1,0 +1,167 @@
+//! `conclave run`: one evaluation without the daemon, through the same locked-up worker.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use conclave_ipc::limits::{REQUEST_BYTES_CEILING, SETTINGS_BYTES_MAX};
+
+use crate::admission::body::BodyError;
+use crate::admission::request::ReviewRequest;
+use crate::admission::{Failure, Origin, PostProcessing, decide};
+use crate::cli::RunOptions;
+use crate::config::{self, ConfigError, PolicyMode, PolicyName, PolicySpec};
+use crate::host_capabilities::HostCapabilities;
+use crate::metadata::Execution;
+use crate::policy::{Busy, Environment, LoadError, Policy};
+use crate::startup::{self, StartupError};
+
+/// The policy's name in messages and logs.
+const NAME: &str = "policy";
+
+/// Why there is no verdict.
+#[derive(Debug)]
+pub(crate) enum RunError {
+    /// The process can't run workers.
+    Startup(StartupError),
+    /// A file can't be read.
+    Input { what: &'static str, path: PathBuf, source: io::Error },
+    /// The settings are not a mapping.
+    Settings(ConfigError),
+    /// The module is not named by a file.
+    Module(String),
+    /// The request is not one.
+    Request(BodyError),
+    /// The policy can't be run.
+    Load(LoadError),
+    /// The policy went away.
+    Failure(Failure),
+    /// The worker did not become free, which can't be with one request.
+    Busy(Busy),
+    /// Standard output can't be written to.
+    Output(io::Error),
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Startup(error) => write!(f, "{error}"),
+            Self::Input { what, path, source } => {
+                write!(f, "can't read the {what} {}: {source}", path.display())
+            }
+            Self::Settings(error) => write!(f, "{error}"),
+            Self::Module(error) => write!(f, "{error}"),
+            Self::Request(error) => write!(f, "{error}"),
+            Self::Load(error) => write!(f, "{error}"),
+            Self::Failure(failure) => write!(f, "{failure}"),
+            Self::Busy(_) => f.write_str("no worker became free"),
+            Self::Output(error) => write!(f, "can't write the verdict: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for RunError {}
+
+/// Evaluates one request and prints the verdict.
+///
+/// # Errors
+/// There is no verdict, and why.
+pub(crate) fn run(options: &RunOptions) -> Result<(), RunError> {
+    let prepared = startup::prepare(&options.workers_options).map_err(RunError::Startup)?;
+    let body = read_request(&options.request_path)?;
+    let request = parse_request(&body, options.raw).map_err(RunError::Request)?;
+    let spec = policy_spec(options)?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| RunError::Startup(StartupError::Io("the runtime", error)))?;
+    let line = runtime.block_on(async {
+        let execution = Execution::Chosen(options.execution_mode.clone());
+        let environment = prepared
+            .environment(&options.workers_options, 1, execution)
+            .await
+            .map_err(RunError::Startup)?;
+        evaluate(Arc::new(environment), spec, &request).await
+    })?;
+    writeln!(io::stdout(), "{line}").map_err(RunError::Output)
+}
+
+async fn evaluate(
+    environment: Arc<Environment>,
+    spec: PolicySpec,
+    request: &ReviewRequest<'_>,
+) -> Result<String, RunError> {
+    let policy = Arc::new(Policy::new(spec, &environment));
+    policy.load(&environment).await.map_err(RunError::Load)?;
+    let done = policy
+        .evaluate(request.payload().to_vec(), request.uid())
+        .await
+        .map_err(RunError::Failure)?
+        .map_err(RunError::Busy)?;
+    let rules = PostProcessing { policy: NAME, monitor: false, allowed_to_mutate: true, message: None };
+    let decision = decide(request, done.outcome(), &rules, Origin::Validate);
+    if let Some(failure) = &decision.verdict.failure {
+        tracing::warn!(failure = failure.to_string(), "the policy gave no verdict, so the request is rejected");
+    }
+    serde_json::to_string(&decision.response).map_err(|error| RunError::Output(error.into()))
+}
+
+fn policy_spec(options: &RunOptions) -> Result<PolicySpec, RunError> {
+    let settings = match (&options.settings_json, &options.settings_path) {
+        (Some(json), _) => config::settings_document(Path::new("--settings-json"), json).map_err(RunError::Settings)?,
+        (None, Some(path)) => {
+            let text = read_bounded(path, SETTINGS_BYTES_MAX, "settings")?;
+            let text = String::from_utf8(text).map_err(|error| RunError::Input {
+                what: "settings",
+                path: path.clone(),
+                source: io::Error::other(error),
+            })?;
+            config::settings_document(path, &text).map_err(RunError::Settings)?
+        }
+        (None, None) => "{}".to_owned(),
+    };
+    Ok(PolicySpec {
+        name: PolicyName::parse(NAME).map_err(|error| RunError::Module(error.to_string()))?,
+        module: config::module_path(Path::new(""), &options.policy)
+            .map_err(|error| RunError::Module(format!("{}: {error}", options.policy)))?,
+        module_url: options.policy.clone(),
+        digest: None,
+        mode: PolicyMode::Protect,
+        allowed_to_mutate: true,
+        settings,
+        context_aware_resources: BTreeSet::new(),
+        host_capabilities: HostCapabilities::parse(&["*".to_owned()])
+            .map_err(|error| RunError::Module(error.to_string()))?,
+        message: None,
+        timeout: None,
+    })
+}
+
+fn parse_request(body: &[u8], raw: bool) -> Result<ReviewRequest<'_>, BodyError> {
+    if raw { ReviewRequest::raw_value(body) } else { ReviewRequest::from_review_or_bare(body) }
+}
+
+fn read_request(path: &Path) -> Result<Vec<u8>, RunError> {
+    read_bounded(path, REQUEST_BYTES_CEILING, "request")
+}
+
+/// Reads a file, or standard input for `-`, up to a limit.
+fn read_bounded(path: &Path, limit: usize, what: &'static str) -> Result<Vec<u8>, RunError> {
+    let failed = |source| RunError::Input { what, path: path.to_owned(), source };
+    let source: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        Box::new(File::open(path).map_err(failed)?)
+    };
+    let mut bytes = Vec::new();
+    source.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() > limit {
+        return Err(failed(io::Error::other(format!("larger than the limit of {limit} bytes"))));
+    }
+    Ok(bytes)
+}

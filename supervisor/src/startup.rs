@@ -1,0 +1,148 @@
+//! From a process as it was started to one that can run workers; the same for all commands.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::cache::Cache;
+use crate::cli::WorkerOptions;
+use crate::code::Compiler;
+use crate::identity::{self, IdentityError};
+use crate::metadata::Execution;
+use crate::policy::Environment;
+use crate::sandbox::{Sandbox, SandboxError};
+use crate::spawn::{Program, Spawner};
+
+/// The worker program's name, beside this one.
+const WORKER_NAME: &str = "conclave-worker";
+
+/// Why the process can't run workers.
+#[derive(Debug)]
+pub(crate) enum StartupError {
+    /// The worker program can't be opened.
+    Worker { path: PathBuf, source: io::Error },
+    /// Root can't be given up.
+    Identity(IdentityError),
+    /// The host does not give a good enough sandbox.
+    Sandbox(SandboxError),
+    /// A thread can't be started, or alike.
+    Io(&'static str, io::Error),
+}
+
+impl fmt::Display for StartupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Worker { path, source } => {
+                write!(f, "can't open the worker program {}: {source} (--worker names another)", path.display())
+            }
+            Self::Identity(error) => write!(f, "{error}"),
+            Self::Sandbox(error) => write!(f, "{error}"),
+            Self::Io(what, error) => write!(f, "can't start {what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartupError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Worker { source, .. } | Self::Io(_, source) => Some(source),
+            Self::Identity(source) => Some(source),
+            Self::Sandbox(source) => Some(source),
+        }
+    }
+}
+
+/// A process that has given up root and can start workers.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    spawner: Spawner,
+    program: File,
+    /// The account that root was given up for.
+    pub(crate) became: Option<String>,
+}
+
+/// Opens the worker program, gives up root, and starts the spawning thread, in this order:
+/// the path to the program may be one that only root can walk.
+///
+/// # Errors
+/// See [`StartupError`].
+pub(crate) fn prepare(options: &WorkerOptions) -> Result<Prepared, StartupError> {
+    let path = options.worker.clone().unwrap_or_else(worker_beside_us);
+    let program = Program::open(&path).map_err(|source| StartupError::Worker { path, source })?;
+    let became = identity::give_up_root(options.user.as_deref()).map_err(StartupError::Identity)?;
+    if let Some(user) = &became {
+        tracing::info!(user = user.as_str(), "started as root, went on as another user");
+    }
+    let reader = program.try_clone().map_err(|error| StartupError::Io("the worker program", error))?;
+    let spawner = Spawner::start(program).map_err(|error| StartupError::Io("the spawning thread", error))?;
+    Ok(Prepared { spawner, program: reader, became })
+}
+
+fn worker_beside_us() -> PathBuf {
+    match std::env::current_exe() {
+        Ok(path) => path.with_file_name(WORKER_NAME),
+        Err(_) => PathBuf::from(WORKER_NAME),
+    }
+}
+
+impl Prepared {
+    /// Tries the sandbox and opens the cache.
+    ///
+    /// # Errors
+    /// The sandbox is not good enough. A cache that can't be used is a warning: the daemon
+    /// works without one.
+    pub(crate) async fn environment(
+        self,
+        options: &WorkerOptions,
+        workers: usize,
+        execution: Execution,
+    ) -> Result<Environment, StartupError> {
+        let sandbox =
+            Sandbox::try_out(&self.spawner, options.sandbox).await.map_err(StartupError::Sandbox)?;
+        let cache = if options.no_cache { None } else { open_cache(options, self.program) };
+        Ok(Environment {
+            compiler: Compiler {
+                spawner: self.spawner,
+                sandbox: Arc::new(sandbox),
+                cache: cache.map(Arc::new),
+                time_max: options.compile_timeout,
+                permits: Semaphore::new(processors()),
+            },
+            workers,
+            time_max: options.policy_timeout,
+            execution,
+        })
+    }
+}
+
+/// Processors that this process may use.
+pub(crate) fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn open_cache(options: &WorkerOptions, program: File) -> Option<Cache> {
+    let Some(directory) = options.cache_dir.clone().or_else(default_cache_dir) else {
+        tracing::warn!("compiled code is not kept: no directory for it is known (--cache-dir names one)");
+        return None;
+    };
+    match Cache::open(&directory, program) {
+        Ok(cache) => Some(cache),
+        Err(error) => {
+            tracing::warn!(directory = %directory.display(), %error, "compiled code is not kept");
+            None
+        }
+    }
+}
+
+fn default_cache_dir() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    variable("CACHE_DIRECTORY").or_else(|| {
+        let below = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
+        Some(below.join(Path::new("conclave")))
+    })
+}

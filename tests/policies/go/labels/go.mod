@@ -1,0 +1,3 @@
+module conclave.example/policies/labels
+
+go 1.24

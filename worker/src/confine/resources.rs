@@ -1,0 +1,56 @@
+//! Limits that the kernel holds for a single process, set as soft and hard limit alike.
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use conclave_ipc::Role;
+use conclave_ipc::limits::{CODE_BYTES_MAX, COMPILE_MEMORY_BYTES};
+use nix::sys::resource::{Resource, setrlimit};
+
+/// Descriptors a worker may have while it loads: the named ones and the engine's.
+const DESCRIPTORS_WHILE_LOADING: u64 = 16;
+
+/// Everything but the number of descriptors of a serving worker and its memory, which
+/// are set when its code is loaded.
+///
+/// # Errors
+/// `setrlimit` failed.
+pub(super) fn limit(role: Role) -> io::Result<()> {
+    let file_bytes = match role {
+        Role::Compile => CODE_BYTES_MAX,
+        Role::Serve => 0,
+    };
+    let limits = [
+        (Resource::RLIMIT_CORE, 0),
+        (Resource::RLIMIT_FSIZE, file_bytes),
+        (Resource::RLIMIT_NPROC, 0),
+        (Resource::RLIMIT_MEMLOCK, 0),
+        (Resource::RLIMIT_MSGQUEUE, 0),
+        (Resource::RLIMIT_LOCKS, 0),
+        (Resource::RLIMIT_SIGPENDING, 0),
+        (Resource::RLIMIT_NOFILE, DESCRIPTORS_WHILE_LOADING),
+        (Resource::RLIMIT_DATA, COMPILE_MEMORY_BYTES),
+    ];
+    limits.into_iter().try_for_each(|(resource, value)| set(resource, value))
+}
+
+/// Bounds private writable memory. Address space is no measure: the engine reserves
+/// gigabytes that it never touches.
+///
+/// # Errors
+/// `setrlimit` failed.
+pub(super) fn limit_data(bytes: u64) -> io::Result<()> {
+    set(Resource::RLIMIT_DATA, bytes)
+}
+
+/// No descriptor can be made any more; those that exist stay usable.
+///
+/// # Errors
+/// `setrlimit` failed.
+pub(super) fn forbid_descriptors() -> io::Result<()> {
+    set(Resource::RLIMIT_NOFILE, 0)
+}
+
+fn set(resource: Resource, value: u64) -> io::Result<()> {
+    Ok(setrlimit(resource, value, value)?)
+}

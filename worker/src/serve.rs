@@ -1,0 +1,90 @@
+//! The serve role: load one policy, then receive, evaluate, send.
+#![forbid(unsafe_code)]
+
+use conclave_ipc::exit::WorkerExit;
+use conclave_ipc::message::{EvaluationId, Reply, Request};
+use wasmtime::Engine;
+
+use crate::confine::{Confined, Sealed};
+use crate::policy::{Fault, Job, Outcome, Policy, Template, describe};
+use crate::session::Session;
+use crate::{Channel, exit_for};
+
+/// A policy whose code is mapped and has not run yet.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    template: Template,
+    /// The bound on the guest's linear memory, in bytes.
+    pub(crate) memory_bytes_max: u64,
+}
+
+/// Waits for the one [`Request::Load`] and maps the code. A failure has been reported.
+pub(crate) fn load(
+    confined: &Confined,
+    engine: &Engine,
+    channel: &mut Channel,
+) -> Result<Loaded, WorkerExit> {
+    let loaded = match channel.receive() {
+        Ok(Request::Load(load)) => Template::load(confined, engine, &load)
+            .map(|template| Loaded { template, memory_bytes_max: load.memory_bytes_max }),
+        Ok(Request::Compile | Request::Evaluate { .. } | Request::HostAnswer(_)) => {
+            return Err(WorkerExit::ProtocolViolation);
+        }
+        Err(error) => return Err(exit_for(&error)),
+    };
+    loaded.map_err(|fault| match channel.send(&fault.reply(None)) {
+        Ok(()) => WorkerExit::Faulted,
+        Err(error) => exit_for(&error),
+    })
+}
+
+/// Evaluates until the channel is closed or something breaks. Guest code runs only here,
+/// and only behind the proof that the serving filter is on.
+pub(crate) fn run(sealed: &Sealed, loaded: Loaded, mut channel: Channel) -> WorkerExit {
+    if let Err(error) = channel.send(&Reply::Loaded(sealed.report())) {
+        return exit_for(&error);
+    }
+    let session = Session::new(channel);
+    let mut policy = Policy::new(loaded.template, session.clone());
+    loop {
+        // Off the critical path: the supervisor has its answer already.
+        policy.prepare();
+        let (id, job) = match session.next(|operation| Job::new(operation, policy.settings())) {
+            Ok(Some(next)) => next,
+            Ok(None) => return WorkerExit::ProtocolViolation,
+            Err(error) => return exit_for(&error),
+        };
+        let outcome = policy.evaluate(&job);
+        if let Some(exit) = answer(&session, id, &outcome) {
+            return exit;
+        }
+    }
+}
+
+/// Sends the outcome; the exit if the worker can't go on.
+fn answer(session: &Session, id: EvaluationId, outcome: &Outcome) -> Option<WorkerExit> {
+    if let Some(error) = session.take_channel_error() {
+        return Some(exit_for(&error));
+    }
+    let sent = match outcome {
+        Outcome::Verdict { response, diagnostics } => {
+            session.send(&Reply::Verdict { id, response, diagnostics })
+        }
+        Outcome::Failure(message) => {
+            session.send(&Reply::Failure { id, message: describe(message) })
+        }
+        Outcome::Fault(fault) => session.send(&fault.reply(Some(id))),
+    };
+    match (sent, outcome) {
+        (Err(error), _) => Some(exit_for(&error)),
+        // A guest that trapped may have found a way to do worse: never again in here.
+        (Ok(()), Outcome::Fault(_)) => Some(WorkerExit::Faulted),
+        (Ok(()), Outcome::Verdict { .. } | Outcome::Failure(_)) => None,
+    }
+}
+
+impl Fault {
+    fn reply(&self, id: Option<EvaluationId>) -> Reply<'_> {
+        Reply::Fault { id, class: self.class, message: describe(&self.message) }
+    }
+}

@@ -1,0 +1,190 @@
+//! The talk with the supervisor while a guest runs: its log lines and its host calls,
+//! each counted against a bound. Shared by everything that a guest can reach.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use conclave_ipc::channel::ChannelError;
+use conclave_ipc::limits::{
+    HOST_CALL_BYTES_MAX, HOST_CALLS_MAX, LOG_BYTES_MAX, LOG_LINE_BYTES_MAX,
+};
+use conclave_ipc::message::{EvaluationId, FaultClass, LogStream, Operation, Reply, Request};
+
+use crate::Channel;
+
+/// Why a guest can't go on, decided on the host's side of an import.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Breach {
+    /// What kind of bound it was.
+    pub(crate) class: FaultClass,
+    /// Names the bound and its value.
+    pub(crate) message: String,
+}
+
+impl fmt::Display for Breach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Breach {}
+
+/// A handle to the one channel; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Session(Arc<Mutex<State>>);
+
+struct State {
+    channel: Channel,
+    evaluation: Option<EvaluationId>,
+    host_calls: u32,
+    log_bytes_left: usize,
+    breach: Option<Breach>,
+    channel_error: Option<ChannelError>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    pub(crate) fn new(channel: Channel) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            channel,
+            evaluation: None,
+            host_calls: 0,
+            log_bytes_left: LOG_BYTES_MAX,
+            breach: None,
+            channel_error: None,
+        })))
+    }
+
+    // A panic ends the process, so no thread can have left the lock poisoned.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a message that belongs to no guest.
+    pub(crate) fn send(&self, reply: &Reply<'_>) -> Result<(), ChannelError> {
+        self.state().channel.send(reply)
+    }
+
+    /// Waits for the next evaluation and lets `take` copy what it needs of it.
+    /// `None` if the supervisor sent something else.
+    pub(crate) fn next<T>(
+        &self,
+        take: impl FnOnce(Operation<'_>) -> T,
+    ) -> Result<Option<(EvaluationId, T)>, ChannelError> {
+        let mut state = self.state();
+        let (id, taken) = match state.channel.receive()? {
+            Request::Evaluate { id, operation } => (id, take(operation)),
+            Request::Compile | Request::Load(_) | Request::HostAnswer(_) => return Ok(None),
+        };
+        state.evaluation = Some(id);
+        state.host_calls = 0;
+        state.log_bytes_left = LOG_BYTES_MAX;
+        state.breach = None;
+        Ok(Some((id, taken)))
+    }
+
+    /// The bound that the current evaluation ran into, if any.
+    pub(crate) fn take_breach(&self) -> Option<Breach> {
+        self.state().breach.take()
+    }
+
+    /// The channel's failure in the middle of an evaluation, if any.
+    pub(crate) fn take_channel_error(&self) -> Option<ChannelError> {
+        self.state().channel_error.take()
+    }
+
+    /// Whether the guest may go on after a host call.
+    ///
+    /// # Errors
+    /// It ran into a bound, or the channel is gone.
+    pub(crate) fn check(&self) -> wasmtime::Result<()> {
+        let state = self.state();
+        match (&state.breach, &state.channel_error) {
+            (Some(breach), _) => Err(wasmtime::Error::new(breach.clone())),
+            (None, Some(error)) => Err(wasmtime::Error::msg(error.to_string())),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Remembers a bound that the guest ran into; the first one counts.
+    pub(crate) fn breach(&self, class: FaultClass, message: String) -> Breach {
+        let breach = Breach { class, message };
+        self.state().breach.get_or_insert(breach).clone()
+    }
+
+    /// Sends guest output to the log, line by line, until the bound is reached.
+    pub(crate) fn log(&self, stream: LogStream, text: &[u8]) {
+        let mut state = self.state();
+        let State { channel, evaluation, log_bytes_left, channel_error, .. } = &mut *state;
+        let Some(id) = *evaluation else { return };
+        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            for piece in line.chunks(LOG_LINE_BYTES_MAX) {
+                if *log_bytes_left == 0 || channel_error.is_some() {
+                    return;
+                }
+                *log_bytes_left = log_bytes_left.saturating_sub(piece.len());
+                *channel_error = channel.send(&Reply::Log { id, stream, text: piece }).err();
+            }
+        }
+        if *log_bytes_left == 0 && channel_error.is_none() {
+            let text = b"(further output of this evaluation is dropped)";
+            *channel_error = channel.send(&Reply::Log { id, stream, text }).err();
+        }
+    }
+
+    /// Asks the host something and waits for its answer. The outer error ends the guest.
+    pub(crate) fn host_call(
+        &self,
+        binding: &str,
+        namespace: &str,
+        operation: &str,
+        payload: &[u8],
+    ) -> Result<Result<Vec<u8>, String>, Breach> {
+        let mut state = self.state();
+        state.host_calls = state.host_calls.saturating_add(1);
+        if state.host_calls > HOST_CALLS_MAX {
+            drop(state);
+            let message = format!("more than {HOST_CALLS_MAX} host calls in one evaluation");
+            return Err(self.breach(FaultClass::HostCalls, message));
+        }
+        let names = binding.len().saturating_add(namespace.len()).saturating_add(operation.len());
+        if payload.len() > HOST_CALL_BYTES_MAX || names > LOG_LINE_BYTES_MAX {
+            drop(state);
+            let message = format!("host call of more than {HOST_CALL_BYTES_MAX} bytes");
+            return Err(self.breach(FaultClass::HostCalls, message));
+        }
+        state.exchange(binding, namespace, operation, payload).map_err(|error| {
+            let message = error.to_string();
+            state.channel_error = Some(error);
+            Breach { class: FaultClass::HostCalls, message }
+        })
+    }
+}
+
+impl State {
+    fn exchange(
+        &mut self,
+        binding: &str,
+        namespace: &str,
+        operation: &str,
+        payload: &[u8],
+    ) -> Result<Result<Vec<u8>, String>, ChannelError> {
+        let Some(id) = self.evaluation else {
+            return Ok(Err("no evaluation is under way".to_owned()));
+        };
+        self.channel.send(&Reply::HostCall { id, binding, namespace, operation, payload })?;
+        match self.channel.receive()? {
+            Request::HostAnswer(answer) => Ok(answer.map(<[u8]>::to_vec).map_err(str::to_owned)),
+            // The supervisor never does this; a closed channel is the way out.
+            Request::Compile | Request::Load(_) | Request::Evaluate { .. } => {
+                Err(ChannelError::Closed)
+            }
+        }
+    }
+}
