@@ -57,7 +57,9 @@ pub(crate) enum CacheError {
 impl fmt::Display for CacheError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Shared { path, what } => write!(f, "{} can't hold the cache: {what}", path.display()),
+            Self::Shared { path, what } => {
+                write!(f, "{} can't hold the cache: {what}", path.display())
+            }
             Self::Damaged(what) => write!(f, "cache entry is damaged: {what}"),
             Self::Io(error) => write!(f, "cache can't be used: {error}"),
         }
@@ -102,7 +104,11 @@ impl Cache {
             return Err(shared("it is not a directory".to_owned()));
         }
         if metadata.uid() != geteuid().as_raw() {
-            return Err(shared(format!("it belongs to user {}, not to {}", metadata.uid(), geteuid())));
+            return Err(shared(format!(
+                "it belongs to user {}, not to {}",
+                metadata.uid(),
+                geteuid()
+            )));
         }
         if metadata.mode() & 0o077 != 0 {
             return Err(shared(format!("its mode is {:03o}, not 700", metadata.mode() & 0o777)));
@@ -137,7 +143,8 @@ impl Cache {
             return Err(CacheError::Damaged("its beginning"));
         }
         let mut hash = Sha256::new().chain_update(self.name(module)).chain_update(facts);
-        let (facts, metadata_bytes) = decode_facts(facts).ok_or(CacheError::Damaged("its facts"))?;
+        let (facts, metadata_bytes) =
+            decode_facts(facts).ok_or(CacheError::Damaged("its facts"))?;
         let metadata = match metadata_bytes {
             Some(length) => {
                 let mut metadata = vec![0; length];

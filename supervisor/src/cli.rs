@@ -92,7 +92,12 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "FILE", default_value = "policies.yml", env = "CONCLAVE_POLICIES")]
     pub(crate) policies: PathBuf,
     /// Unix socket to listen on
-    #[arg(long, value_name = "PATH", default_value = "/run/conclave/conclave.sock", env = "CONCLAVE_SOCKET")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/run/conclave/conclave.sock",
+        env = "CONCLAVE_SOCKET"
+    )]
     pub(crate) socket: PathBuf,
     /// Permissions of the socket, in octal
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = mode, env = "CONCLAVE_SOCKET_MODE")]
@@ -114,7 +119,12 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=256), env = "CONCLAVE_WORKERS")]
     pub(crate) workers: Option<u16>,
     /// Namespace whose requests are accepted without asking a policy; repeat for more
-    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', env = "CONCLAVE_ALWAYS_ACCEPT_ADMISSION_REVIEWS_ON_NAMESPACE")]
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        value_delimiter = ',',
+        env = "CONCLAVE_ALWAYS_ACCEPT_ADMISSION_REVIEWS_ON_NAMESPACE"
+    )]
     pub(crate) always_accept_admission_reviews_on_namespace: Vec<String>,
     /// Time that requests in flight get to finish on SIGTERM, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds, env = "CONCLAVE_GRACE_PERIOD")]
@@ -149,7 +159,8 @@ pub(crate) struct RunOptions {
 
 /// Seconds with an optional fraction; at least a millisecond, at most an hour.
 fn seconds(word: &str) -> Result<Duration, String> {
-    let seconds: f64 = word.parse().map_err(|_not_a_number| "not a number of seconds".to_owned())?;
+    let seconds: f64 =
+        word.parse().map_err(|_not_a_number| "not a number of seconds".to_owned())?;
     if (0.001..=3600.0).contains(&seconds) {
         Ok(Duration::from_secs_f64(seconds))
     } else {

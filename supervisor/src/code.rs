@@ -55,7 +55,9 @@ impl ModuleBytes {
         let mut bytes = Vec::new();
         file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
         if bytes.len() > MODULE_BYTES_MAX {
-            return Err(io::Error::other(format!("larger than the limit of {MODULE_BYTES_MAX} bytes")));
+            return Err(io::Error::other(format!(
+                "larger than the limit of {MODULE_BYTES_MAX} bytes"
+            )));
         }
         let digest = Sha256Digest::of(&bytes);
         Ok(Self { bytes, digest })
@@ -78,10 +80,14 @@ pub(crate) enum CompileError {
 impl fmt::Display for CompileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Worker(WorkerError::Deadline) => f.write_str("compilation took longer than its limit"),
+            Self::Worker(WorkerError::Deadline) => {
+                f.write_str("compilation took longer than its limit")
+            }
             Self::Worker(error) => write!(f, "{error}"),
             Self::Weaker(error) => write!(f, "{error}"),
-            Self::WrongLength(length) => write!(f, "compiler announced code of another length than {length} bytes"),
+            Self::WrongLength(length) => {
+                write!(f, "compiler announced code of another length than {length} bytes")
+            }
             Self::Io(error) => write!(f, "no memory for the compiler: {error}"),
         }
     }
@@ -134,7 +140,8 @@ impl Compiler {
         let code = Arc::new(self.compile(module).await?);
         self.keep(&module.digest, &code).await;
         drop(permit);
-        Arc::into_inner(code).ok_or_else(|| CompileError::Io(io::Error::other("code is still in use")))
+        Arc::into_inner(code)
+            .ok_or_else(|| CompileError::Io(io::Error::other("code is still in use")))
     }
 
     /// Forgets a cached entry that a worker could not map, and compiles anew.
@@ -171,10 +178,18 @@ impl Compiler {
         let source = Image::of(&module.bytes)?;
         let output = Draft::new()?;
         let started = Instant::now();
-        let (mut process, report) =
-            Process::start(&self.spawner, Role::Compile, Some(source.as_fd()), Some(output.as_fd())).await?;
-        self.sandbox.require(report.layers, Layers::NONE.with(Layer::WriteExecuteDenied)).map_err(CompileError::Weaker)?;
-        let (code_bytes, metadata, facts) = process.until(started + self.time_max, request_code).await?;
+        let (mut process, report) = Process::start(
+            &self.spawner,
+            Role::Compile,
+            Some(source.as_fd()),
+            Some(output.as_fd()),
+        )
+        .await?;
+        self.sandbox
+            .require(report.layers, Layers::NONE.with(Layer::WriteExecuteDenied))
+            .map_err(CompileError::Weaker)?;
+        let (code_bytes, metadata, facts) =
+            process.until(started + self.time_max, request_code).await?;
         // The compiler must be gone before its output is sealed, or it could still write.
         process.end().await;
         let image = output.seal()?;
@@ -192,7 +207,9 @@ impl Compiler {
     }
 }
 
-async fn request_code(process: &mut Process) -> Result<(u64, Option<Vec<u8>>, ModuleFacts), WorkerError> {
+async fn request_code(
+    process: &mut Process,
+) -> Result<(u64, Option<Vec<u8>>, ModuleFacts), WorkerError> {
     process.send(&Request::Compile).await?;
     match process.receive().await? {
         Reply::Compiled { code_bytes, metadata, facts } => {

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{
+    ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, InvalidHeaderValue, RETRY_AFTER,
+};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -158,23 +160,37 @@ struct Refusal {
     message: String,
     #[serde(serialize_with = "status_number")]
     status: StatusCode,
+    #[serde(skip)]
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
-fn status_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+fn status_number<S: serde::Serializer>(
+    status: &StatusCode,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_u16(status.as_u16())
 }
 
 impl Refusal {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { message: message.into(), status }
+        Self { message: message.into(), status, header: None }
+    }
+
+    fn unavailable(message: impl Into<String>) -> Self {
+        let refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, message);
+        refusal.with_header(RETRY_AFTER, Ok(RETRY_AFTER_SECONDS))
+    }
+
+    fn with_header(self, name: HeaderName, value: Result<HeaderValue, InvalidHeaderValue>) -> Self {
+        Self { header: value.ok().map(|value| (name, value)), ..self }
     }
 
     fn into_answer(self) -> Answer {
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut answer = json(self.status, body);
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            answer.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+        if let Some((name, value)) = self.header {
+            answer.headers_mut().insert(name, value);
         }
         answer
     }
@@ -191,7 +207,7 @@ impl From<BodyError> for Refusal {
 
 impl From<Busy> for Refusal {
     fn from(busy: Busy) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, match busy {
+        Self::unavailable(match busy {
             Busy::QueueFull => "too many requests wait for this policy",
             Busy::QueueTime => "no worker of this policy became free in time",
         })
@@ -205,8 +221,8 @@ fn json(status: StatusCode, body: Vec<u8>) -> Answer {
     answer
 }
 
-fn route(method: &Method, path: &str) -> Result<Route, Answer> {
-    let not_found = || Refusal::new(StatusCode::NOT_FOUND, format!("no such path: {path}")).into_answer();
+fn route(method: &Method, path: &str) -> Result<Route, Refusal> {
+    let not_found = || Refusal::new(StatusCode::NOT_FOUND, format!("no such path: {path}"));
     let mut segments = path.strip_prefix('/').unwrap_or(path).split('/');
     let (route, allowed) = match (segments.next(), segments.next(), segments.next()) {
         (Some("readiness"), None, None) => (Route::Readiness, Method::GET),
@@ -218,19 +234,19 @@ fn route(method: &Method, path: &str) -> Result<Route, Answer> {
                 "audit" => Endpoint::Audit,
                 _ => return Err(not_found()),
             };
-            (Route::Judge(endpoint, percent_decode_str(id).decode_utf8_lossy().into_owned()), Method::POST)
+            (
+                Route::Judge(endpoint, percent_decode_str(id).decode_utf8_lossy().into_owned()),
+                Method::POST,
+            )
         }
         _ => return Err(not_found()),
     };
     if *method == allowed || (*method == Method::HEAD && allowed == Method::GET) {
         return Ok(route);
     }
-    let mut answer =
-        Refusal::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} takes {allowed}, not {method}")).into_answer();
-    if let Ok(value) = HeaderValue::from_str(allowed.as_str()) {
-        answer.headers_mut().insert(ALLOW, value);
-    }
-    Err(answer)
+    let message = format!("{path} takes {allowed}, not {method}");
+    let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, message);
+    Err(refusal.with_header(ALLOW, HeaderValue::from_str(allowed.as_str())))
 }
 
 impl Daemon {
@@ -240,24 +256,26 @@ impl Daemon {
             return Refusal::new(StatusCode::FORBIDDEN, message).into_answer();
         }
         match route(request.method(), request.uri().path()) {
-            Err(answer) => answer,
+            Err(refusal) => refusal.into_answer(),
             Ok(Route::Liveness) => json(StatusCode::OK, Vec::new()),
             Ok(Route::Readiness) => self.readiness(),
-            Ok(Route::Judge(endpoint, id)) => match self.judge(endpoint, &id, request, peer).await {
-                Ok(answer) => answer,
-                Err(refusal) => {
-                    tracing::info!(
-                        policy = id,
-                        endpoint = endpoint.name(),
-                        status = refusal.status.as_u16(),
-                        message = refusal.message,
-                        peer_uid = peer.uid,
-                        peer_gid = peer.gid,
-                        "refused"
-                    );
-                    refusal.into_answer()
+            Ok(Route::Judge(endpoint, id)) => {
+                match self.judge(endpoint, &id, request, peer).await {
+                    Ok(answer) => answer,
+                    Err(refusal) => {
+                        tracing::info!(
+                            policy = id,
+                            endpoint = endpoint.name(),
+                            status = refusal.status.as_u16(),
+                            error = refusal.message,
+                            peer_uid = peer.uid,
+                            peer_gid = peer.gid,
+                            "refused"
+                        );
+                        refusal.into_answer()
+                    }
                 }
-            },
+            }
         }
     }
 
@@ -278,7 +296,8 @@ impl Daemon {
             return json(StatusCode::OK, Vec::new());
         }
         let status = StatusCode::SERVICE_UNAVAILABLE;
-        let unready = Unready { message: "policies are not ready", status: status.as_u16(), policies };
+        let unready =
+            Unready { message: "policies are not ready", status: status.as_u16(), policies };
         json(status, serde_json::to_vec(&unready).unwrap_or_default())
     }
 
@@ -326,7 +345,10 @@ impl Daemon {
     }
 
     /// The whole body, and its part of the budget.
-    async fn read_body(&self, request: Request<Incoming>) -> Result<(Vec<u8>, SemaphorePermit<'_>), Refusal> {
+    async fn read_body(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<(Vec<u8>, SemaphorePermit<'_>), Refusal> {
         let body = request.into_body();
         if body.size_hint().lower() > self.body_bytes_max as u64 {
             return Err(self.too_large());
@@ -346,7 +368,10 @@ impl Daemon {
         let mut bytes = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
-                Refusal::new(StatusCode::BAD_REQUEST, format!("Failed to buffer the request body: {error}"))
+                Refusal::new(
+                    StatusCode::BAD_REQUEST,
+                    format!("Failed to buffer the request body: {error}"),
+                )
             })?;
             let Ok(data) = frame.into_data() else { continue };
             if bytes.len().saturating_add(data.len()) > self.body_bytes_max {
@@ -364,9 +389,9 @@ impl Daemon {
 
     fn budget_for(&self, bytes: usize) -> Result<SemaphorePermit<'_>, Refusal> {
         let units = u32::try_from(bytes.div_ceil(BODY_UNIT_BYTES)).unwrap_or(u32::MAX);
-        self.body_budget.try_acquire_many(units).map_err(|_exhausted| {
-            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too many request bodies are in memory")
-        })
+        self.body_budget
+            .try_acquire_many(units)
+            .map_err(|_exhausted| Refusal::unavailable("too many request bodies are in memory"))
     }
 
     fn too_large(&self) -> Refusal {
@@ -381,10 +406,12 @@ impl Daemon {
 /// `application/json`, or anything ending in `+json`, as the policy server demands.
 fn require_json(request: &Request<Incoming>) -> Result<(), Refusal> {
     let value = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = value.and_then(|value| value.split(';').next()).map(str::trim).unwrap_or_default();
+    let essence =
+        value.and_then(|value| value.split(';').next()).map(str::trim).unwrap_or_default();
     let is_json = essence.split_once('/').is_some_and(|(kind, subtype)| {
         let subtype = subtype.to_ascii_lowercase();
-        kind.eq_ignore_ascii_case("application") && (subtype == "json" || subtype.ends_with("+json"))
+        kind.eq_ignore_ascii_case("application")
+            && (subtype == "json" || subtype.ends_with("+json"))
     });
     if is_json {
         return Ok(());
@@ -434,7 +461,7 @@ impl Line<'_> {
             accepted = verdict.allowed,
             mutated = verdict.mutated,
             code = verdict.code,
-            message = verdict.message.as_deref().filter(|_| failure.is_none()),
+            reason = verdict.message.as_deref().filter(|_| failure.is_none()),
             failure,
             queue_us = done.map(|done| micros(done.queued)),
             worker_us = done.map(|done| micros(done.worked)),
@@ -469,7 +496,7 @@ mod tests {
     use super::*;
 
     fn status(method: &Method, path: &str) -> u16 {
-        route(method, path).map_or_else(|answer| answer.status().as_u16(), |_| 200)
+        route(method, path).map_or_else(|refusal| refusal.status.as_u16(), |_| 200)
     }
 
     #[test]
@@ -477,13 +504,18 @@ mod tests {
         let judge = |path| route(&Method::POST, path).unwrap();
         assert_eq!(judge("/validate/p"), Route::Judge(Endpoint::Validate, "p".to_owned()));
         assert_eq!(judge("/audit/a%2Fb"), Route::Judge(Endpoint::Audit, "a/b".to_owned()));
-        assert_eq!(judge("/validate_raw/p%20q"), Route::Judge(Endpoint::ValidateRaw, "p q".to_owned()));
+        assert_eq!(
+            judge("/validate_raw/p%20q"),
+            Route::Judge(Endpoint::ValidateRaw, "p q".to_owned())
+        );
         assert_eq!(route(&Method::GET, "/readiness").unwrap(), Route::Readiness);
     }
 
     #[test]
     fn other_paths_and_methods_are_refused() {
-        for path in ["/", "", "/validate", "/validate/", "/validate/a/b", "/nothing/p", "/readiness/x"] {
+        for path in
+            ["/", "", "/validate", "/validate/", "/validate/a/b", "/nothing/p", "/readiness/x"]
+        {
             assert_eq!(status(&Method::POST, path), 404, "{path}");
         }
         assert_eq!(status(&Method::GET, "/validate/p"), 405);

@@ -32,7 +32,9 @@ impl fmt::Display for IdentityError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoAccount(name) => write!(f, "there is no user {name:?}"),
-            Self::StillRoot(name) => write!(f, "user {name:?} is root; no process of Conclave runs as root"),
+            Self::StillRoot(name) => {
+                write!(f, "user {name:?} is root; no process of Conclave runs as root")
+            }
             Self::NotRoot(name) => write!(f, "--user {name}: only root can become another user"),
             Self::Step(step, error) => write!(f, "can't give up root: {step}: {error}"),
         }
@@ -55,7 +57,8 @@ impl std::error::Error for IdentityError {
 /// # Errors
 /// Root can't be given up: the process must not go on.
 pub(crate) fn give_up_root(wanted: Option<&str>) -> Result<Option<String>, IdentityError> {
-    let step = |name: &'static str| move |error: nix::Error| IdentityError::Step(name, error.into());
+    let step =
+        |name: &'static str| move |error: nix::Error| IdentityError::Step(name, error.into());
     let changed = match (geteuid().is_root(), wanted) {
         (true, wanted) => Some(become_user(&account(wanted)?)?),
         (false, Some(name)) if !is_current(name) => {
@@ -91,7 +94,8 @@ fn account(wanted: Option<&str>) -> Result<User, IdentityError> {
 }
 
 fn become_user(user: &User) -> Result<String, IdentityError> {
-    let step = |name: &'static str| move |error: nix::Error| IdentityError::Step(name, error.into());
+    let step =
+        |name: &'static str| move |error: nix::Error| IdentityError::Step(name, error.into());
     let name = CString::new(user.name.as_str())
         .map_err(|error| IdentityError::Step("name of the user", error.into()))?;
     // While CAP_SETPCAP is still there; afterwards no executed file can bring one back.

@@ -32,7 +32,9 @@ impl fmt::Display for ListenError {
             Self::InUse(path) => write!(f, "another process listens on {}", path.display()),
             Self::NotASocket(path) => write!(f, "{} exists and is not a socket", path.display()),
             Self::NoGroup(name) => write!(f, "there is no group {name:?} for the socket"),
-            Self::Step { what, path, source } => write!(f, "can't {what} {}: {source}", path.display()),
+            Self::Step { what, path, source } => {
+                write!(f, "can't {what} {}: {source}", path.display())
+            }
         }
     }
 }
@@ -70,11 +72,16 @@ impl Socket {
         umask(old);
         let listener = bound.map_err(step("listen on"))?;
         if let Some(name) = group {
-            let group = Group::from_name(name).map_err(io::Error::from).map_err(step("find the group of"))?;
+            let group = Group::from_name(name)
+                .map_err(io::Error::from)
+                .map_err(step("find the group of"))?;
             let group = group.ok_or_else(|| ListenError::NoGroup(name.to_owned()))?;
-            chown(path, None, Some(group.gid)).map_err(io::Error::from).map_err(step("give to its group"))?;
+            chown(path, None, Some(group.gid))
+                .map_err(io::Error::from)
+                .map_err(step("give to its group"))?;
         }
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(step("set permissions of"))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+            .map_err(step("set permissions of"))?;
         let identity = identity_of(path).map_err(step("look at"))?;
         listener.set_nonblocking(true).map_err(step("listen on"))?;
         let listener = UnixListener::from_std(listener).map_err(step("listen on"))?;

@@ -28,14 +28,23 @@ impl From<LogLevel> for Level {
 }
 
 /// Starts the log. Dropping the guard writes what still waits.
-#[must_use]
 pub(crate) fn start(options: &LogOptions, default: LogLevel) -> WorkerGuard {
-    let (writer, guard) =
-        NonBlockingBuilder::default().buffered_lines_limit(LINES_MAX).thread_name("log").finish(io::stderr());
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(LINES_MAX)
+        .thread_name("log")
+        .finish(io::stderr());
     let level = Level::from(options.log_level.unwrap_or(default));
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(writer).with_target(false);
+    let builder =
+        tracing_subscriber::fmt().with_max_level(level).with_writer(writer).with_target(false);
     match options.log_fmt {
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
+        LogFormat::Json => {
+            builder
+                .json()
+                .flatten_event(true)
+                .with_current_span(false)
+                .with_span_list(false)
+                .init();
+        }
         // journald has its own time stamps (systemd.exec(5), $JOURNAL_STREAM).
         LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() => {
             builder.with_ansi(false).without_time().init();

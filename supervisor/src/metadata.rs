@@ -176,7 +176,8 @@ fn contract_to_run(
     shape: ModuleShape,
 ) -> Result<Contract, MetadataError> {
     let metadata = metadata.map(parse).transpose()?;
-    let named = mode.or(metadata.as_ref().and_then(|metadata| metadata.execution_mode.as_deref()));
+    let named =
+        mode.or_else(|| metadata.as_ref().and_then(|metadata| metadata.execution_mode.as_deref()));
     let contract = match (named, &metadata, shape) {
         (Some(mode), _, _) => contract_of_mode(mode)?,
         (None, Some(_), _) | (None, None, ModuleShape::Wapc) => Contract::Wapc,
@@ -222,7 +223,9 @@ mod tests {
     use super::*;
 
     fn metadata(extra: &str) -> String {
-        format!(r#"{{"rules":[{{"apiGroups":[""],"apiVersions":["v1"],"resources":["pods"],"operations":["CREATE","*"]}}],"mutating":false{extra}}}"#)
+        format!(
+            r#"{{"rules":[{{"apiGroups":[""],"apiVersions":["v1"],"resources":["pods"],"operations":["CREATE","*"]}}],"mutating":false{extra}}}"#
+        )
     }
 
     fn served(extra: &str) -> Result<Contract, String> {
@@ -232,12 +235,18 @@ mod tests {
     #[test]
     fn the_mode_defaults_to_wapc() {
         assert_eq!(served(r#","protocolVersion":"v1""#), Ok(Contract::Wapc));
-        assert_eq!(served(r#","protocolVersion":"v1","executionMode":null,"contextAware":true"#), Ok(Contract::Wapc));
+        assert_eq!(
+            served(r#","protocolVersion":"v1","executionMode":null,"contextAware":true"#),
+            Ok(Contract::Wapc)
+        );
     }
 
     #[test]
     fn a_wasi_policy_needs_no_protocol_version() {
-        assert_eq!(served(r#","executionMode":"wasi","protocolVersion":"Unknown""#), Ok(Contract::Wasi));
+        assert_eq!(
+            served(r#","executionMode":"wasi","protocolVersion":"Unknown""#),
+            Ok(Contract::Wasi)
+        );
         assert_eq!(served(r#","executionMode":"wasi""#), Ok(Contract::Wasi));
     }
 
@@ -252,8 +261,9 @@ mod tests {
 
     #[test]
     fn a_policy_for_a_newer_minor_version_is_refused_and_patch_versions_do_not_count() {
-        assert!(served(r#","protocolVersion":"v1","minimumKubewardenVersion":"1.38.99""#).is_ok());
-        let error = served(r#","protocolVersion":"v1","minimumKubewardenVersion":"1.39.0""#).unwrap_err();
+        served(r#","protocolVersion":"v1","minimumKubewardenVersion":"1.38.99""#).unwrap();
+        let error =
+            served(r#","protocolVersion":"v1","minimumKubewardenVersion":"1.39.0""#).unwrap_err();
         assert_eq!(error, "Policy required Kubewarden version 1.39.0 but is running on 1.38");
     }
 
@@ -267,22 +277,29 @@ mod tests {
 
     #[test]
     fn a_section_of_the_wrong_shape_is_an_error_not_an_absence() {
-        for bad in ["", "[]", "{}", r#"{"rules":[],"mutating":"no"}"#, r#"{"rules":[{}],"mutating":true}"#] {
-            assert!(matches!(contract_to_serve(Some(bad.as_bytes())), Err(MetadataError::Malformed(_))), "{bad}");
+        for bad in
+            ["", "[]", "{}", r#"{"rules":[],"mutating":"no"}"#, r#"{"rules":[{}],"mutating":true}"#]
+        {
+            assert!(
+                matches!(contract_to_serve(Some(bad.as_bytes())), Err(MetadataError::Malformed(_))),
+                "{bad}"
+            );
         }
         let operation = metadata("").replace("CREATE", "PATCH");
-        assert!(contract_to_serve(Some(operation.as_bytes())).is_err());
+        contract_to_serve(Some(operation.as_bytes())).unwrap_err();
     }
 
     #[test]
     fn a_single_run_goes_by_the_caller_then_the_metadata_then_the_exports() {
         let wasi = metadata(r#","executionMode":"wasi""#);
-        let run = |mode, metadata: Option<&str>, shape| contract_to_run(mode, metadata.map(str::as_bytes), shape);
+        let run = |mode, metadata: Option<&str>, shape| {
+            contract_to_run(mode, metadata.map(str::as_bytes), shape)
+        };
         assert_eq!(run(None, Some(&wasi), ModuleShape::Wapc).unwrap(), Contract::Wasi);
         assert_eq!(run(Some("wasi"), None, ModuleShape::Wapc).unwrap(), Contract::Wasi);
         assert_eq!(run(None, None, ModuleShape::Wapc).unwrap(), Contract::Wapc);
         assert_eq!(run(None, None, ModuleShape::Wasi).unwrap(), Contract::Wasi);
-        assert!(run(None, None, ModuleShape::Unknown).is_err());
-        assert!(run(Some("kubewarden"), None, ModuleShape::Wapc).is_err());
+        run(None, None, ModuleShape::Unknown).unwrap_err();
+        run(Some("kubewarden"), None, ModuleShape::Wapc).unwrap_err();
     }
 }

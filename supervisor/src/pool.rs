@@ -98,7 +98,10 @@ impl<J> Pool<J> {
 
     /// Workers that are loaded, idle or busy.
     pub(crate) fn loaded(&self) -> usize {
-        self.slots.iter().filter(|slot| matches!(slot.state, SlotState::Idle | SlotState::Busy)).count()
+        self.slots
+            .iter()
+            .filter(|slot| matches!(slot.state, SlotState::Idle | SlotState::Busy))
+            .count()
     }
 
     /// Gives up all jobs that wait.
@@ -133,7 +136,9 @@ impl<J> Pool<J> {
                         slot.state = SlotState::Starting;
                         Some(Action::Start(id))
                     }
-                    SlotState::Idle | SlotState::Busy => Some(Action::StartAfter(id, slot.back_off())),
+                    SlotState::Idle | SlotState::Busy => {
+                        Some(Action::StartAfter(id, slot.back_off()))
+                    }
                     SlotState::Starting | SlotState::Waiting => None,
                 }
             }
@@ -174,7 +179,8 @@ impl<J> Pool<J> {
 
 impl Slot {
     fn back_off(&mut self) -> Duration {
-        let doubled = RESTART_DELAY_MIN.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
+        let doubled =
+            RESTART_DELAY_MIN.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
         self.failures = self.failures.saturating_add(1);
         self.state = SlotState::Waiting;
         doubled.min(RESTART_DELAY_MAX)

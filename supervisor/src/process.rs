@@ -22,7 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
-use crate::spawn::{Spawned, Spawner, describe_failed_spawn, watch};
+use crate::spawn::{LifeGuard, Spawned, Spawner, describe_failed_spawn, register};
 
 /// From exec to the first message; three milliseconds when the machine is idle.
 const START_TIME_MAX: Duration = Duration::from_secs(10);
@@ -97,7 +97,10 @@ impl fmt::Display for Death {
             }
             Self::Signalled(signal) => write!(f, "was killed by {signal}"),
             Self::Exited(code) => {
-                match WorkerExit::from_code(*code).map(WorkerExit::describe).or(describe_failed_spawn(*code)) {
+                match WorkerExit::from_code(*code)
+                    .map(WorkerExit::describe)
+                    .or_else(|| describe_failed_spawn(*code))
+                {
                     Some(what) => f.write_str(what),
                     None => write!(f, "exited with code {code}"),
                 }
@@ -142,14 +145,15 @@ impl Process {
         output: Option<BorrowedFd<'_>>,
     ) -> Result<(Self, Confinement), WorkerError> {
         let spawned = spawner.spawn(role, image, output).await.map_err(WorkerError::Spawn)?;
-        let mut process = Self::adopt(spawned).map_err(WorkerError::Spawn)?;
+        let guard = spawner.living().enter();
+        let mut process = Self::adopt(spawned, guard).map_err(WorkerError::Spawn)?;
         let deadline = Instant::now() + START_TIME_MAX;
         let report = process.until(deadline, Self::await_confinement).await?;
         Ok((process, report))
     }
 
-    fn adopt(spawned: Spawned) -> io::Result<Self> {
-        let life = Life::new(spawned.pidfd)?;
+    fn adopt(spawned: Spawned, guard: LifeGuard) -> io::Result<Self> {
+        let life = Life::new(spawned.pidfd, guard)?;
         tracing::debug!(pid = spawned.pid.as_raw(), "worker started");
         Ok(Self {
             life,
@@ -202,7 +206,8 @@ impl Process {
     /// # Errors
     /// The message is too large, or the channel is broken.
     pub(crate) async fn send(&mut self, request: &Request<'_>) -> Result<(), WorkerError> {
-        frame::encode(request, FRAME_BYTES_MAX, &mut self.outgoing).map_err(WorkerError::Unsendable)?;
+        frame::encode(request, FRAME_BYTES_MAX, &mut self.outgoing)
+            .map_err(WorkerError::Unsendable)?;
         self.stream.write_all(&self.outgoing).await.map_err(WorkerError::Channel)?;
         if self.outgoing.capacity() > OUTGOING_BYTES_KEPT {
             self.outgoing = Vec::new();
@@ -272,33 +277,44 @@ pub(crate) fn unexpected(reply: &Reply<'_>) -> WorkerError {
 
 /// The process behind a process descriptor. Killed and reaped when dropped.
 #[derive(Debug)]
-struct Life(Option<AsyncFd<OwnedFd>>);
+struct Life(Option<Living>);
+
+/// A process that is not reaped yet.
+#[derive(Debug)]
+struct Living {
+    pidfd: AsyncFd<OwnedFd>,
+    /// Counts the process until it is reaped.
+    _guard: LifeGuard,
+}
 
 impl Life {
-    fn new(pidfd: OwnedFd) -> io::Result<Self> {
-        Ok(Self(Some(watch(pidfd)?)))
+    fn new(pidfd: OwnedFd, guard: LifeGuard) -> io::Result<Self> {
+        Ok(Self(Some(Living { pidfd: register(pidfd)?, _guard: guard })))
     }
 
     async fn death(&self) -> Death {
         match &self.0 {
-            Some(pidfd) => death_of(pidfd).await,
+            Some(living) => death_of(&living.pidfd).await,
             None => Death::Unknown,
         }
     }
 
     async fn end(&mut self) {
-        if let Some(pidfd) = self.0.take() {
-            kill_and_reap(pidfd).await;
+        if let Some(living) = self.0.take() {
+            kill_and_reap(living).await;
         }
     }
 }
 
-async fn kill_and_reap(pidfd: AsyncFd<OwnedFd>) {
-    if let Err(error) = kill(&pidfd) {
+async fn kill_and_reap(living: Living) {
+    if let Err(error) = kill(&living.pidfd) {
         tracing::error!(%error, "worker can't be killed");
     }
-    death_of(&pidfd).await;
-    let reaped = waitid(Id::PIDFd(pidfd.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+    death_of(&living.pidfd).await;
+    let reaped = waitid(
+        Id::PIDFd(living.pidfd.get_ref().as_fd()),
+        WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
+    );
     tracing::debug!(?reaped, "worker is gone");
 }
 
@@ -315,13 +331,13 @@ async fn death_of(pidfd: &AsyncFd<OwnedFd>) -> Death {
 
 impl Drop for Life {
     fn drop(&mut self) {
-        let Some(pidfd) = self.0.take() else { return };
-        if let Err(error) = kill(&pidfd) {
+        let Some(living) = self.0.take() else { return };
+        if let Err(error) = kill(&living.pidfd) {
             tracing::error!(%error, "worker can't be killed");
         }
         // Without a runtime the supervisor is ending, and init reaps.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(kill_and_reap(pidfd));
+            runtime.spawn(kill_and_reap(living));
         }
     }
 }

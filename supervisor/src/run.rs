@@ -17,7 +17,7 @@ use crate::cli::RunOptions;
 use crate::config::{self, ConfigError, PolicyMode, PolicyName, PolicySpec};
 use crate::host_capabilities::HostCapabilities;
 use crate::metadata::Execution;
-use crate::policy::{Busy, Environment, LoadError, Policy};
+use crate::policy::{Environment, LoadError, Policy};
 use crate::startup::{self, StartupError};
 
 /// The policy's name in messages and logs.
@@ -41,7 +41,7 @@ pub(crate) enum RunError {
     /// The policy went away.
     Failure(Failure),
     /// The worker did not become free, which can't be with one request.
-    Busy(Busy),
+    Busy,
     /// Standard output can't be written to.
     Output(io::Error),
 }
@@ -58,7 +58,7 @@ impl fmt::Display for RunError {
             Self::Request(error) => write!(f, "{error}"),
             Self::Load(error) => write!(f, "{error}"),
             Self::Failure(failure) => write!(f, "{failure}"),
-            Self::Busy(_) => f.write_str("no worker became free"),
+            Self::Busy => f.write_str("no worker became free"),
             Self::Output(error) => write!(f, "can't write the verdict: {error}"),
         }
     }
@@ -86,34 +86,42 @@ pub(crate) fn run(options: &RunOptions) -> Result<(), RunError> {
             .environment(&options.workers_options, 1, execution)
             .await
             .map_err(RunError::Startup)?;
-        evaluate(Arc::new(environment), spec, &request).await
+        let environment = Arc::new(environment);
+        let line = evaluate(&environment, spec, &request).await;
+        environment.end_workers().await;
+        line
     })?;
     writeln!(io::stdout(), "{line}").map_err(RunError::Output)
 }
 
 async fn evaluate(
-    environment: Arc<Environment>,
+    environment: &Arc<Environment>,
     spec: PolicySpec,
     request: &ReviewRequest<'_>,
 ) -> Result<String, RunError> {
-    let policy = Arc::new(Policy::new(spec, &environment));
-    policy.load(&environment).await.map_err(RunError::Load)?;
+    let policy = Arc::new(Policy::new(spec, environment));
+    policy.load(environment).await.map_err(RunError::Load)?;
     let done = policy
         .evaluate(request.payload().to_vec(), request.uid())
         .await
         .map_err(RunError::Failure)?
-        .map_err(RunError::Busy)?;
-    let rules = PostProcessing { policy: NAME, monitor: false, allowed_to_mutate: true, message: None };
+        .map_err(|_busy| RunError::Busy)?;
+    let rules =
+        PostProcessing { policy: NAME, monitor: false, allowed_to_mutate: true, message: None };
     let decision = decide(request, done.outcome(), &rules, Origin::Validate);
     if let Some(failure) = &decision.verdict.failure {
-        tracing::warn!(failure = failure.to_string(), "the policy gave no verdict, so the request is rejected");
+        tracing::warn!(
+            failure = failure.to_string(),
+            "the policy gave no verdict, so the request is rejected"
+        );
     }
     serde_json::to_string(&decision.response).map_err(|error| RunError::Output(error.into()))
 }
 
 fn policy_spec(options: &RunOptions) -> Result<PolicySpec, RunError> {
     let settings = match (&options.settings_json, &options.settings_path) {
-        (Some(json), _) => config::settings_document(Path::new("--settings-json"), json).map_err(RunError::Settings)?,
+        (Some(json), _) => config::settings_document(Path::new("--settings-json"), json)
+            .map_err(RunError::Settings)?,
         (None, Some(path)) => {
             let text = read_bounded(path, SETTINGS_BYTES_MAX, "settings")?;
             let text = String::from_utf8(text).map_err(|error| RunError::Input {

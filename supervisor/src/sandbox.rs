@@ -89,9 +89,10 @@ const fn advice(layer: Layer) -> &'static str {
         Layer::Landlock => "needs Linux 5.13 or newer with \"landlock\" in the kernel's lsm= list",
         Layer::SyscallFilter => "needs a kernel with CONFIG_SECCOMP_FILTER",
         Layer::WriteExecuteDenied => "needs Linux 6.3 or newer",
-        Layer::NoNewPrivileges | Layer::ResourceLimits | Layer::NotDumpable | Layer::ParentDeathSignal => {
-            "every supported kernel has it"
-        }
+        Layer::NoNewPrivileges
+        | Layer::ResourceLimits
+        | Layer::NotDumpable
+        | Layer::ParentDeathSignal => "every supported kernel has it",
     }
 }
 
@@ -104,7 +105,10 @@ impl Sandbox {
     ///
     /// # Errors
     /// No worker can be locked up, or a layer is missing and the mode is strict.
-    pub(crate) async fn try_out(spawner: &Spawner, mode: SandboxMode) -> Result<Self, SandboxError> {
+    pub(crate) async fn try_out(
+        spawner: &Spawner,
+        mode: SandboxMode,
+    ) -> Result<Self, SandboxError> {
         let (process, report) =
             Process::start(spawner, Role::Serve, None, None).await.map_err(SandboxError::Trial)?;
         process.end().await;
@@ -112,7 +116,10 @@ impl Sandbox {
         match (mode, missing.is_empty()) {
             (_, true) => tracing::info!(landlock_abi = report.landlock_abi, "sandbox is complete"),
             (SandboxMode::BestEffort, false) => {
-                tracing::warn!(missing = names(&missing), "sandbox is INCOMPLETE, starting all the same");
+                tracing::warn!(
+                    missing = names(&missing),
+                    "sandbox is INCOMPLETE, starting all the same"
+                );
             }
             (SandboxMode::Strict, false) => return Err(SandboxError::Missing(missing)),
         }

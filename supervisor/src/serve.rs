@@ -27,6 +27,9 @@ const CONNECTIONS_MAX: usize = 1024;
 /// Wait after `accept` failed, for example for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long killed workers may take to be gone.
+const WORKERS_TIME_MAX: Duration = Duration::from_secs(2);
+
 /// Why the daemon can't serve.
 #[derive(Debug)]
 pub(crate) enum ServeError {
@@ -80,8 +83,9 @@ async fn serve(
     specs: Vec<PolicySpec>,
 ) -> Result<(), ServeError> {
     let mut stop = StopSignals::new().map_err(|error| ServeError::Io("signal handling", error))?;
-    let socket = Socket::bind(&options.socket, options.socket_mode, options.socket_group.as_deref())
-        .map_err(ServeError::Listen)?;
+    let socket =
+        Socket::bind(&options.socket, options.socket_mode, options.socket_group.as_deref())
+            .map_err(ServeError::Listen)?;
     let policies: Vec<_> =
         specs.into_iter().map(|spec| Arc::new(Policy::new(spec, &environment))).collect();
     let daemon = Arc::new(daemon(options, &policies));
@@ -89,7 +93,7 @@ async fn serve(
 
     let (stopping, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
-    let loading = tokio::spawn(load_all(policies, environment));
+    let loading = tokio::spawn(load_all(policies, Arc::clone(&environment)));
     tokio::select! {
         () = accept(&socket, &daemon, &mut connections, &stopped) => {}
         () = stop.received() => {}
@@ -100,14 +104,19 @@ async fn serve(
     // Removes the socket: from now on nobody can connect.
     drop(socket);
     finish(connections, &stopping, options.grace_period).await;
+    if timeout(WORKERS_TIME_MAX, environment.end_workers()).await.is_err() {
+        // They die with this process all the same.
+        tracing::warn!("workers take long to end");
+    }
     tracing::info!("stopped");
-    // The policies go with the runtime, and every worker with its policy.
     Ok(())
 }
 
 fn daemon(options: &ServeOptions, policies: &[Arc<Policy>]) -> Daemon {
-    let by_name: HashMap<_, _> =
-        policies.iter().map(|policy| (policy.spec.name.as_str().to_owned(), Arc::clone(policy))).collect();
+    let by_name: HashMap<_, _> = policies
+        .iter()
+        .map(|policy| (policy.spec.name.as_str().to_owned(), Arc::clone(policy)))
+        .collect();
     Daemon::new(
         by_name,
         options.always_accept_admission_reviews_on_namespace.iter().cloned().collect(),
@@ -124,14 +133,22 @@ async fn load_all(policies: Vec<Arc<Policy>>, environment: Arc<Environment>) {
         let environment = Arc::clone(&environment);
         loading.spawn(async move {
             let name = policy.spec.name.as_str();
-            match policy.load(&environment).await {
-                Ok(()) => tracing::info!(policy = name, module = policy.spec.module_url, "policy serves"),
+            let loaded = policy.load(&environment).await;
+            match &loaded {
+                Ok(()) => {
+                    tracing::info!(policy = name, module = policy.spec.module_url, "policy serves");
+                }
                 Err(error) => {
                     let error = error.to_string();
-                    tracing::error!(policy = name, module = policy.spec.module_url, error, "policy can't serve");
+                    tracing::error!(
+                        policy = name,
+                        module = policy.spec.module_url,
+                        error,
+                        "policy can't serve"
+                    );
                 }
             }
-            policy.unready().is_none()
+            loaded.is_ok()
         });
     }
     let serving = loading.join_all().await.into_iter().filter(|serves| *serves).count();
@@ -183,8 +200,17 @@ async fn connection(
             return;
         }
     };
-    let peer = Peer { uid: credentials.uid(), gid: credentials.gid(), admitted: daemon.peers.admits(&credentials) };
-    tracing::debug!(peer_uid = peer.uid, peer_gid = peer.gid, peer_pid = credentials.pid(), "client connected");
+    let peer = Peer {
+        uid: credentials.uid(),
+        gid: credentials.gid(),
+        admitted: daemon.peers.admits(&credentials),
+    };
+    tracing::debug!(
+        peer_uid = peer.uid,
+        peer_gid = peer.gid,
+        peer_pid = credentials.pid(),
+        "client connected"
+    );
     if !peer.admitted {
         tracing::warn!(peer_uid = peer.uid, peer_gid = peer.gid, "client is not on the list");
     }
@@ -210,7 +236,10 @@ struct StopSignals {
 
 impl StopSignals {
     fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     async fn received(&mut self) {

@@ -27,7 +27,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getegid, geteuid, write};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Where the program to execute waits for `execveat`; closed by it.
 const PROGRAM_FD: RawFd = 6;
@@ -93,6 +93,35 @@ struct Order {
 #[derive(Debug, Clone)]
 pub(crate) struct Spawner {
     orders: mpsc::SyncSender<Order>,
+    living: Living,
+}
+
+/// How many workers there are, from their start until they are reaped.
+#[derive(Debug, Clone)]
+pub(crate) struct Living(watch::Sender<usize>);
+
+impl Living {
+    /// Counts one worker for as long as the guard lives.
+    pub(crate) fn enter(&self) -> LifeGuard {
+        self.0.send_modify(|count| *count = count.saturating_add(1));
+        LifeGuard(self.clone())
+    }
+
+    /// Returns when there is no worker any more.
+    pub(crate) async fn none(&self) {
+        // An error would mean that the sender is gone, but we hold one.
+        drop(self.0.subscribe().wait_for(|count| *count == 0).await);
+    }
+}
+
+/// One worker that is not reaped yet.
+#[derive(Debug)]
+pub(crate) struct LifeGuard(Living);
+
+impl Drop for LifeGuard {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|count| *count = count.saturating_sub(1));
+    }
 }
 
 /// The worker program, opened while its path could still be reached.
@@ -125,7 +154,12 @@ impl Spawner {
                 drop(order.reply.send(spawned));
             }
         })?;
-        Ok(Self { orders })
+        Ok(Self { orders, living: Living(watch::Sender::new(0)) })
+    }
+
+    /// Counts the workers.
+    pub(crate) fn living(&self) -> &Living {
+        &self.living
     }
 
     /// Starts a worker.
@@ -228,7 +262,7 @@ fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// The runtime can't watch it.
-pub(crate) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn register(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` always gives the same open descriptor for as long as it lives,
     // and the `AsyncFd` owns it from here on.
     Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
@@ -351,7 +385,11 @@ fn offered_namespaces() -> Layers {
     if !works(mount) {
         return Layers::NONE;
     }
-    NAMESPACES.into_iter().map(|(layer, _)| layer).filter(|layer| works(user.with(*layer))).fold(mount, Layers::with)
+    NAMESPACES
+        .into_iter()
+        .map(|(layer, _)| layer)
+        .filter(|layer| works(user.with(*layer)))
+        .fold(mount, Layers::with)
 }
 
 fn works(layers: Layers) -> bool {

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::cache::Cache;
 use crate::cli::WorkerOptions;
@@ -38,7 +38,11 @@ impl fmt::Display for StartupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Worker { path, source } => {
-                write!(f, "can't open the worker program {}: {source} (--worker names another)", path.display())
+                write!(
+                    f,
+                    "can't open the worker program {}: {source} (--worker names another)",
+                    path.display()
+                )
             }
             Self::Identity(error) => write!(f, "{error}"),
             Self::Sandbox(error) => write!(f, "{error}"),
@@ -62,8 +66,6 @@ impl std::error::Error for StartupError {
 pub(crate) struct Prepared {
     spawner: Spawner,
     program: File,
-    /// The account that root was given up for.
-    pub(crate) became: Option<String>,
 }
 
 /// Opens the worker program, gives up root, and starts the spawning thread, in this order:
@@ -78,9 +80,11 @@ pub(crate) fn prepare(options: &WorkerOptions) -> Result<Prepared, StartupError>
     if let Some(user) = &became {
         tracing::info!(user = user.as_str(), "started as root, went on as another user");
     }
-    let reader = program.try_clone().map_err(|error| StartupError::Io("the worker program", error))?;
-    let spawner = Spawner::start(program).map_err(|error| StartupError::Io("the spawning thread", error))?;
-    Ok(Prepared { spawner, program: reader, became })
+    let reader =
+        program.try_clone().map_err(|error| StartupError::Io("the worker program", error))?;
+    let spawner =
+        Spawner::start(program).map_err(|error| StartupError::Io("the spawning thread", error))?;
+    Ok(Prepared { spawner, program: reader })
 }
 
 fn worker_beside_us() -> PathBuf {
@@ -102,8 +106,9 @@ impl Prepared {
         workers: usize,
         execution: Execution,
     ) -> Result<Environment, StartupError> {
-        let sandbox =
-            Sandbox::try_out(&self.spawner, options.sandbox).await.map_err(StartupError::Sandbox)?;
+        let sandbox = Sandbox::try_out(&self.spawner, options.sandbox)
+            .await
+            .map_err(StartupError::Sandbox)?;
         let cache = if options.no_cache { None } else { open_cache(options, self.program) };
         Ok(Environment {
             compiler: Compiler {
@@ -116,6 +121,7 @@ impl Prepared {
             workers,
             time_max: options.policy_timeout,
             execution,
+            ending: watch::Sender::new(false),
         })
     }
 }
@@ -127,7 +133,9 @@ pub(crate) fn processors() -> usize {
 
 fn open_cache(options: &WorkerOptions, program: File) -> Option<Cache> {
     let Some(directory) = options.cache_dir.clone().or_else(default_cache_dir) else {
-        tracing::warn!("compiled code is not kept: no directory for it is known (--cache-dir names one)");
+        tracing::warn!(
+            "compiled code is not kept: no directory for it is known (--cache-dir names one)"
+        );
         return None;
     };
     match Cache::open(&directory, program) {
@@ -140,9 +148,11 @@ fn open_cache(options: &WorkerOptions, program: File) -> Option<Cache> {
 }
 
 fn default_cache_dir() -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let variable =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     variable("CACHE_DIRECTORY").or_else(|| {
-        let below = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
+        let below =
+            variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
         Some(below.join(Path::new("conclave")))
     })
 }

@@ -87,8 +87,11 @@ fn facts(module: &[u8]) -> Result<(Option<&[u8]>, ModuleFacts), BadModule> {
                     "a WebAssembly component; policies are core modules".to_owned(),
                 ));
             }
-            Payload::CustomSection(section) if section.name() == METADATA_SECTION => {
-                metadata = metadata.or(Some(section.data()));
+            Payload::CustomSection(section)
+                if section.name() == METADATA_SECTION && metadata.is_none() =>
+            {
+                // The first section counts.
+                metadata = Some(section.data());
             }
             Payload::StartSection { .. } => runs_at_instantiation = true,
             Payload::ExportSection(exports) => {

@@ -98,14 +98,6 @@ impl<'a> ReviewRequest<'a> {
         }
     }
 
-    /// The object of a Kubernetes request; there is none on DELETE.
-    pub(crate) fn object(&self) -> Option<&RawValue> {
-        match &self.form {
-            Form::Kubernetes { object, .. } => object.map(|object| object.raw()),
-            Form::Raw(_) => None,
-        }
-    }
-
     /// What a mutation starts from: the object, or the whole value of a raw request.
     pub(crate) fn mutable(&self) -> Option<StrictText<'a>> {
         match &self.form {
@@ -117,11 +109,6 @@ impl<'a> ReviewRequest<'a> {
     /// The request as the policy sees it: one JSON value with one reading.
     pub(crate) fn payload(&self) -> &[u8] {
         &self.payload
-    }
-
-    /// Whether this is a raw request rather than one from Kubernetes.
-    pub(crate) fn is_raw(&self) -> bool {
-        matches!(self.form, Form::Raw(_))
     }
 
     fn normalised(
@@ -258,8 +245,7 @@ mod tests {
         );
         assert_eq!(request.uid(), "705ab4f5");
         assert_eq!(request.namespace(), Some("default"));
-        assert_eq!(request.object().unwrap().get(), r#"{"z": 1, "a": [ 1.50, "\u00e9" ]}"#);
-        assert!(!request.is_raw());
+        assert_eq!(request.mutable().unwrap().text(), r#"{"z": 1, "a": [ 1.50, "\u00e9" ]}"#);
     }
 
     #[test]
@@ -282,7 +268,7 @@ mod tests {
     fn a_null_object_is_absent() {
         let body = review(r#","object":null,"namespace":null,"dryRun":null"#);
         let request = ReviewRequest::from_review(body.as_bytes()).unwrap();
-        assert!(request.object().is_none());
+        assert!(request.mutable().is_none());
         assert!(request.mutable().is_none());
         assert_eq!(request.namespace(), None);
         assert_eq!(payload(&request), bare(""));
@@ -387,8 +373,7 @@ mod tests {
         assert_eq!(payload(&request), r#"{"b": null, "uid":"\u0041b", "a":1.0}"#);
         assert_eq!(request.uid(), "Ab");
         assert_eq!(request.namespace(), None);
-        assert!(request.object().is_none());
-        assert!(request.is_raw());
+        assert_eq!(request.namespace(), None);
     }
 
     #[test]
@@ -402,7 +387,6 @@ mod tests {
             let body = format!(" {value}\n");
             let request = ReviewRequest::raw_value(body.as_bytes()).unwrap();
             assert_eq!(payload(&request), value);
-            assert!(request.is_raw());
         }
     }
 

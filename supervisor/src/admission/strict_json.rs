@@ -39,11 +39,6 @@ impl<'a> StrictText<'a> {
         Ok(Self { raw, values: walk.values })
     }
 
-    /// The value as it was received, ready to be serialised verbatim.
-    pub(crate) fn raw(&self) -> &'a RawValue {
-        self.raw
-    }
-
     /// The text of the value, without surrounding whitespace.
     pub(crate) fn text(&self) -> &'a str {
         self.raw.get()

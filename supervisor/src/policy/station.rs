@@ -1,0 +1,212 @@
+//! One slot of a policy's pool: the task that starts a worker, gives it jobs, watches its
+//! life and sees to its replacement. Nobody else talks to that worker.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use conclave_ipc::Role;
+use conclave_ipc::layers::{Layer, Layers};
+use conclave_ipc::limits::GUEST_MEMORY_BYTES_DEFAULT;
+use conclave_ipc::message::{Contract, Load, Operation, Reply, Request};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{Blueprint, Busy, Environment, Job, Policy, QUEUE_TIME_MAX};
+use crate::code::{Code, Compiler};
+use crate::pool::{Action, Event, SlotId};
+use crate::process::{Process, WorkerError, unexpected};
+use crate::sandbox::Weaker;
+
+/// From [`Request::Load`] to [`Reply::Loaded`]: mapping code takes milliseconds.
+const LOAD_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Why a worker does not host the policy.
+#[derive(Debug)]
+pub(crate) enum StartError {
+    /// The worker failed, or found the code bad.
+    Worker(WorkerError),
+    /// The worker is less locked up than it must be.
+    Weaker(Weaker),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Worker(error) => write!(f, "{error}"),
+            Self::Weaker(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Worker(source) => Some(source),
+            Self::Weaker(source) => Some(source),
+        }
+    }
+}
+
+impl From<WorkerError> for StartError {
+    fn from(error: WorkerError) -> Self {
+        Self::Worker(error)
+    }
+}
+
+/// Starts a worker and has it load the code.
+pub(super) async fn start_worker(
+    compiler: &Compiler,
+    code: &Code,
+    contract: Contract,
+    settings: &str,
+) -> Result<Process, StartError> {
+    let image = Some(code.image.as_fd());
+    let (mut process, report) = Process::start(&compiler.spawner, Role::Serve, image, None).await?;
+    let not_yet = Layers::NONE.with(Layer::WriteExecuteDenied);
+    compiler.sandbox.require(report.layers, not_yet).map_err(StartError::Weaker)?;
+    let load = Load {
+        contract,
+        settings: settings.as_bytes(),
+        runs_at_instantiation: code.facts.runs_at_instantiation,
+        memory_bytes_max: GUEST_MEMORY_BYTES_DEFAULT,
+    };
+    let report = process
+        .until(Instant::now() + LOAD_TIME_MAX, async |process| {
+            process.send(&Request::Load(load)).await?;
+            match process.receive().await? {
+                Reply::Loaded(report) => Ok(report),
+                other => Err(unexpected(&other)),
+            }
+        })
+        .await?;
+    let layers = report.layers.union(process.namespaces());
+    compiler.sandbox.require(layers, Layers::NONE).map_err(StartError::Weaker)?;
+    Ok(process)
+}
+
+/// One slot of a policy's pool, and what its workers are made from.
+pub(super) struct Station {
+    pub(super) policy: Arc<Policy>,
+    pub(super) environment: Arc<Environment>,
+    pub(super) blueprint: Arc<Blueprint>,
+    pub(super) slot: SlotId,
+}
+
+impl Station {
+    /// Runs a part of this station's life in a task of its own, until the workers end.
+    pub(super) fn spawn<F: Future<Output = ()> + Send + 'static>(
+        self,
+        life: impl FnOnce(Self) -> F,
+    ) {
+        let environment = Arc::clone(&self.environment);
+        let life = life(self);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = life => {}
+                () = environment.ended() => {}
+            }
+        });
+    }
+
+    pub(super) async fn start_and_work(self) {
+        let Blueprint { code, contract } = &*self.blueprint;
+        let settings = &self.policy.spec.settings;
+        match start_worker(&self.environment.compiler, code, *contract, settings).await {
+            Ok(process) => self.work(process).await,
+            Err(error) => {
+                tracing::error!(policy = self.policy.name(), %error, "worker can't be started");
+                let slot = self.slot;
+                self.report(Event::StartFailed(slot));
+            }
+        }
+    }
+
+    /// Gives the worker jobs until it is of no more use, then sees to its replacement.
+    pub(super) async fn work(self, mut process: Process) {
+        // One job at a time: the pool gives out no other before this one is finished.
+        let (inbox, mut jobs) = mpsc::channel(1);
+        self.policy.state().inboxes.insert(self.slot, inbox);
+        self.report_alive(Event::Started(self.slot));
+        loop {
+            let job = tokio::select! {
+                job = jobs.recv() => job,
+                death = process.death() => {
+                    tracing::warn!(policy = self.policy.name(), "idle worker {death}");
+                    None
+                }
+            };
+            let Some(job) = job else { break };
+            if !self.serve(&mut process, job).await {
+                break;
+            }
+        }
+        self.policy.state().inboxes.remove(&self.slot);
+        drop(process);
+        let slot = self.slot;
+        self.report(Event::Died(slot));
+    }
+
+    /// Whether the worker can go on.
+    async fn serve(&self, process: &mut Process, job: Job) -> bool {
+        let queued = job.submitted.elapsed();
+        if job.reply.is_closed() {
+            self.report_alive(Event::Finished(self.slot));
+            return true;
+        }
+        if queued > QUEUE_TIME_MAX {
+            drop(job.reply.send(Err(Busy::QueueTime)));
+            self.report_alive(Event::Finished(self.slot));
+            return true;
+        }
+        let operation = Operation::Validate(&job.payload);
+        let done =
+            self.policy.ask(process, self.blueprint.contract, operation, &job.uid, queued).await;
+        let lost = done.answer.as_ref().err().map(ToString::to_string);
+        match &lost {
+            Some(error) => {
+                tracing::warn!(
+                    policy = self.policy.name(),
+                    request_uid = job.uid,
+                    error,
+                    "worker is ended"
+                );
+            }
+            // Before the answer: whoever gets it may ask again at once.
+            None => self.report_alive(Event::Finished(self.slot)),
+        }
+        drop(job.reply.send(Ok(done)));
+        lost.is_none()
+    }
+
+    /// Reports an event after which this task goes on.
+    fn report_alive(&self, event: Event<Job>) {
+        let action = self.policy.state().pool.handle(event);
+        if let Some(Action::Dispatch(slot, job)) = action {
+            self.policy.dispatch(slot, job);
+        }
+    }
+
+    /// Reports an event after which this task ends, and follows the pool's decision.
+    fn report(self, event: Event<Job>) {
+        let action = self.policy.state().pool.handle(event);
+        match action {
+            Some(Action::Start(_)) => self.spawn(Self::start_and_work),
+            Some(Action::StartAfter(_, delay)) => {
+                self.spawn(move |station| station.wait_and_work(delay));
+            }
+            Some(Action::Dispatch(slot, job)) => self.policy.dispatch(slot, job),
+            Some(Action::Refuse(_)) | None => {}
+        }
+    }
+
+    async fn wait_and_work(self, delay: Duration) {
+        tokio::time::sleep(delay).await;
+        let action = self.policy.state().pool.handle(Event::RestartDue(self.slot));
+        if matches!(action, Some(Action::Start(_))) {
+            self.start_and_work().await;
+        }
+    }
+}
