@@ -218,8 +218,12 @@ mod tests {
     #[test]
     fn a_frame_larger_than_the_buffer_arrives_in_pieces_and_the_buffer_shrinks_again() {
         let response = vec![b'x'; 3 * BUFFER_BYTES_KEPT];
-        let out =
-            encoded(&Reply::Verdict { id: EvaluationId(1), response: &response, diagnostics: b"" });
+        let out = encoded(&Reply::Verdict {
+            id: EvaluationId(1),
+            response: &response,
+            diagnostics: b"",
+            guest_micros: 1,
+        });
         let mut buffer = FrameBuffer::new(FRAME_BYTES_MAX);
         feed(&mut buffer, &out).unwrap();
         assert!(matches!(

@@ -12,7 +12,7 @@
 //!     | - Load ------------------------------> |   maps the code on descriptor 4
 //!     | <---------------------------- Loaded - |   can map nothing executable any more
 //!     | - Evaluate --------------------------> |
-//!     | <------------------- Log, any number - |
+//!     | <------------ Log, Trace, any number - |
 //!     | <-------------------------- HostCall - |   any number, one at a time
 //!     | - HostAnswer ------------------------> |
 //!     | <------------------ Verdict, Failure - |   exactly one; ready for the next Evaluate

@@ -85,6 +85,8 @@ pub enum Reply<'a> {
         response: &'a [u8],
         /// All of stderr of a WASI guest, else empty.
         diagnostics: &'a [u8],
+        /// How long the guest took, in microseconds, as the worker says.
+        guest_micros: u32,
     },
     /// The guest declared failure in an orderly way: a guest error, no response, an exit
     /// code other than 0. The worker lives on.
@@ -116,6 +118,14 @@ pub enum Reply<'a> {
         /// Usually JSON.
         payload: &'a [u8],
     },
+    /// A guest's call of `tracing/log`, for the log. Not answered: that call always
+    /// succeeds with an empty response, so the worker does not keep its guest waiting.
+    Trace {
+        /// The evaluation it belongs to.
+        id: EvaluationId,
+        /// The record as the guest gave it, usually JSON.
+        record: &'a [u8],
+    },
     /// A line of guest output, for the log. Not answered.
     Log {
         /// The evaluation it belongs to.
@@ -139,6 +149,7 @@ impl Reply<'_> {
             Self::Failure { .. } => "Failure",
             Self::Fault { .. } => "Fault",
             Self::HostCall { .. } => "HostCall",
+            Self::Trace { .. } => "Trace",
             Self::Log { .. } => "Log",
         }
     }

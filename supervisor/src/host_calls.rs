@@ -17,16 +17,15 @@ const BINDING: &str = "kubewarden";
 const NAMESPACES: [&str; 5] = ["tracing", "kubernetes", "oci", "net", "crypto"];
 
 /// Guest output that one evaluation may bring to the log, as the supervisor counts it: what
-/// the worker lets through, and as much again from `tracing/log`.
+/// the worker lets through, and as much again so that the two need not count alike.
 const LOG_BUDGET: usize = 2 * LOG_BYTES_MAX;
 
-/// One host call, as it arrived.
+/// Which host call it is. Nothing that takes a payload is available.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HostCall<'a> {
     pub(crate) binding: &'a str,
     pub(crate) namespace: &'a str,
     pub(crate) operation: &'a str,
-    pub(crate) payload: &'a [u8],
 }
 
 /// What one evaluation of one policy may ask for, and what it has used up.
@@ -53,10 +52,7 @@ impl<'a> HostAccess<'a> {
     /// # Errors
     /// The evaluation has used up its part of the log.
     pub(crate) fn log(&mut self, stream: LogStream, text: &[u8]) -> Result<(), BoundPassed> {
-        if self.log_left == 0 {
-            return Err(BoundPassed("output beyond the limit"));
-        }
-        self.log_left = self.log_left.saturating_sub(text.len().max(1));
+        self.take_log(text.len())?;
         let text = &*String::from_utf8_lossy(text);
         let stream = match stream {
             LogStream::Console => "console",
@@ -77,7 +73,7 @@ impl<'a> HostAccess<'a> {
     ) -> Result<Result<Vec<u8>, String>, BoundPassed> {
         self.calls_left =
             self.calls_left.checked_sub(1).ok_or(BoundPassed("host calls beyond the limit"))?;
-        let HostCall { binding, namespace, operation, payload } = call;
+        let HostCall { binding, namespace, operation } = call;
         if binding != BINDING {
             return Ok(Err(format!("unknown binding: {binding}")));
         }
@@ -92,10 +88,6 @@ impl<'a> HostAccess<'a> {
             return Ok(Err(HostCapabilities::denial(namespace, operation)));
         }
         Ok(match (namespace, operation) {
-            ("tracing", "log") => {
-                self.trace(payload);
-                Ok(Vec::new())
-            }
             ("tracing", _) => Err(format!("unknown operation: {operation}")),
             (known, _) if NAMESPACES.contains(&known) => Err(format!(
                 "host capability '{namespace}/{operation}' is not available: this host has no network"
@@ -104,28 +96,19 @@ impl<'a> HostAccess<'a> {
         })
     }
 
-    /// Writes a policy's own log record. It always succeeds for the guest; what is wrong
-    /// with the record is said in the log.
-    fn trace(&mut self, payload: &[u8]) {
+    /// Writes a policy's own log record; what is wrong with it is said in the log.
+    ///
+    /// # Errors
+    /// The evaluation has used up its part of the log.
+    pub(crate) fn trace(&mut self, payload: &[u8]) -> Result<(), BoundPassed> {
         let (policy, request_uid) = (self.policy, self.uid);
-        if self.log_left == 0 {
-            return;
-        }
-        self.log_left = self.log_left.saturating_sub(payload.len().max(1));
-        if self.log_left == 0 {
-            tracing::warn!(
-                policy,
-                request_uid,
-                "further log records of this evaluation are dropped"
-            );
-            return;
-        }
+        self.take_log(payload.len())?;
         let record = match serde_json::from_slice::<Record>(payload) {
             Ok(record) => record,
             Err(error) => {
                 let error = error.to_string();
                 tracing::warn!(policy, request_uid, error, "policy sent a malformed log record");
-                return;
+                return Ok(());
             }
         };
         let (text, data) = (record.message.as_str(), Value::Object(record.data).to_string());
@@ -145,6 +128,15 @@ impl<'a> HostAccess<'a> {
                 "policy_log of unknown level"
             ),
         }
+        Ok(())
+    }
+
+    fn take_log(&mut self, bytes: usize) -> Result<(), BoundPassed> {
+        if self.log_left == 0 {
+            return Err(BoundPassed("output beyond the limit"));
+        }
+        self.log_left = self.log_left.saturating_sub(bytes.max(1));
+        Ok(())
     }
 }
 
@@ -164,13 +156,12 @@ mod tests {
     fn answer(grants: &[&str], namespace: &str, operation: &str) -> Result<Vec<u8>, String> {
         let grants: Vec<_> = grants.iter().map(ToString::to_string).collect();
         let grants = HostCapabilities::parse(&grants).unwrap();
-        let call = HostCall { binding: "kubewarden", namespace, operation, payload: b"{}" };
+        let call = HostCall { binding: "kubewarden", namespace, operation };
         HostAccess::new("p", "u", &grants).answer(call).unwrap()
     }
 
     #[test]
-    fn logging_needs_no_grant_and_always_succeeds() {
-        assert_eq!(answer(&[], "tracing", "log"), Ok(Vec::new()));
+    fn the_tracing_namespace_needs_no_grant() {
         assert_eq!(answer(&[], "tracing", "other"), Err("unknown operation: other".to_owned()));
     }
 
@@ -192,7 +183,7 @@ mod tests {
     #[test]
     fn another_binding_does_not_exist() {
         let grants = HostCapabilities::parse(&["*".to_owned()]).unwrap();
-        let call = HostCall { binding: "x", namespace: "tracing", operation: "log", payload: b"" };
+        let call = HostCall { binding: "x", namespace: "tracing", operation: "log" };
         let answer = HostAccess::new("p", "u", &grants).answer(call).unwrap();
         assert_eq!(answer, Err("unknown binding: x".to_owned()));
     }
@@ -201,12 +192,7 @@ mod tests {
     fn the_bounds_hold_even_if_the_worker_does_not_hold_them() {
         let grants = HostCapabilities::default();
         let mut access = HostAccess::new("p", "u", &grants);
-        let call = HostCall {
-            binding: "kubewarden",
-            namespace: "tracing",
-            operation: "log",
-            payload: b"",
-        };
+        let call = HostCall { binding: "kubewarden", namespace: "tracing", operation: "log" };
         for _ in 0..HOST_CALLS_MAX {
             access.answer(call).unwrap().unwrap();
         }
@@ -218,5 +204,6 @@ mod tests {
             lines += 1;
         }
         assert_eq!(lines, LOG_BUDGET / 1024);
+        access.trace(b"{}").unwrap_err();
     }
 }

@@ -6,32 +6,36 @@
 //! and all bodies together share one budget.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, HashSet};
+mod refusal;
+mod route;
+mod verdict_line;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{
-    ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, InvalidHeaderValue, RETRY_AFTER,
-};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::timeout;
 
-use crate::admission::body::BodyError;
 use crate::admission::request::ReviewRequest;
 use crate::admission::response::{AdmissionResponse, raw_body, review_body};
-use crate::admission::{Decision, Failure, Origin, Outcome, PostProcessing, decide};
+use crate::admission::{Outcome, PostProcessing, decide};
 use crate::config::PolicyMode;
 use crate::listen::AllowedPeers;
-use crate::policy::{Busy, Done, Policy};
+use crate::policy::Policy;
+
+use refusal::{Answer, Refusal, json};
+use route::{Endpoint, Route, route};
+use verdict_line::VerdictLine;
 
 /// Time for the head of a request; also how long a connection may idle.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
@@ -47,11 +51,6 @@ const BODIES_BYTES_MAX: usize = 256 << 20;
 
 /// How the body budget is counted, in bytes.
 const BODY_UNIT_BYTES: usize = 4 << 10;
-
-/// What a client that finds no room is told to wait, in seconds.
-const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
-
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// What the handlers need.
 #[derive(Debug)]
@@ -85,8 +84,6 @@ pub(crate) struct Peer {
     pub(crate) admitted: bool,
 }
 
-type Answer = Response<Full<Bytes>>;
-
 /// Answers one client's requests, until it leaves or the daemon stops.
 pub(crate) async fn serve_connection(
     stream: UnixStream,
@@ -119,134 +116,6 @@ pub(crate) async fn serve_connection(
 async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
     // An error means that the sender is gone, which is a stop as well.
     drop(stopped.wait_for(|stopped| *stopped).await);
-}
-
-/// The endpoints that judge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Endpoint {
-    Validate,
-    ValidateRaw,
-    Audit,
-}
-
-impl Endpoint {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Validate => "validate",
-            Self::ValidateRaw => "validate_raw",
-            Self::Audit => "audit",
-        }
-    }
-
-    const fn origin(self) -> Origin {
-        match self {
-            Self::Validate | Self::ValidateRaw => Origin::Validate,
-            Self::Audit => Origin::Audit,
-        }
-    }
-}
-
-/// Where a path leads.
-#[derive(Debug, PartialEq, Eq)]
-enum Route {
-    Judge(Endpoint, String),
-    Readiness,
-    Liveness,
-}
-
-/// An answer that is not a verdict.
-#[derive(Debug, Serialize)]
-struct Refusal {
-    message: String,
-    #[serde(serialize_with = "status_number")]
-    status: StatusCode,
-    #[serde(skip)]
-    header: Option<(HeaderName, HeaderValue)>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
-fn status_number<S: serde::Serializer>(
-    status: &StatusCode,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u16(status.as_u16())
-}
-
-impl Refusal {
-    fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { message: message.into(), status, header: None }
-    }
-
-    fn unavailable(message: impl Into<String>) -> Self {
-        let refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, message);
-        refusal.with_header(RETRY_AFTER, Ok(RETRY_AFTER_SECONDS))
-    }
-
-    fn with_header(self, name: HeaderName, value: Result<HeaderValue, InvalidHeaderValue>) -> Self {
-        Self { header: value.ok().map(|value| (name, value)), ..self }
-    }
-
-    fn into_answer(self) -> Answer {
-        let body = serde_json::to_vec(&self).unwrap_or_default();
-        let mut answer = json(self.status, body);
-        if let Some((name, value)) = self.header {
-            answer.headers_mut().insert(name, value);
-        }
-        answer
-    }
-}
-
-impl From<BodyError> for Refusal {
-    fn from(error: BodyError) -> Self {
-        match error {
-            BodyError::NotJson(message) => Self::new(StatusCode::BAD_REQUEST, message),
-            BodyError::WrongShape(message) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, message),
-        }
-    }
-}
-
-impl From<Busy> for Refusal {
-    fn from(busy: Busy) -> Self {
-        Self::unavailable(match busy {
-            Busy::QueueFull => "too many requests wait for this policy",
-            Busy::QueueTime => "no worker of this policy became free in time",
-        })
-    }
-}
-
-fn json(status: StatusCode, body: Vec<u8>) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, JSON);
-    answer
-}
-
-fn route(method: &Method, path: &str) -> Result<Route, Refusal> {
-    let not_found = || Refusal::new(StatusCode::NOT_FOUND, format!("no such path: {path}"));
-    let mut segments = path.strip_prefix('/').unwrap_or(path).split('/');
-    let (route, allowed) = match (segments.next(), segments.next(), segments.next()) {
-        (Some("readiness"), None, None) => (Route::Readiness, Method::GET),
-        (Some("liveness"), None, None) => (Route::Liveness, Method::GET),
-        (Some(endpoint), Some(id), None) if !id.is_empty() => {
-            let endpoint = match endpoint {
-                "validate" => Endpoint::Validate,
-                "validate_raw" => Endpoint::ValidateRaw,
-                "audit" => Endpoint::Audit,
-                _ => return Err(not_found()),
-            };
-            (
-                Route::Judge(endpoint, percent_decode_str(id).decode_utf8_lossy().into_owned()),
-                Method::POST,
-            )
-        }
-        _ => return Err(not_found()),
-    };
-    if *method == allowed || (*method == Method::HEAD && allowed == Method::GET) {
-        return Ok(route);
-    }
-    let message = format!("{path} takes {allowed}, not {method}");
-    let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, message);
-    Err(refusal.with_header(ALLOW, HeaderValue::from_str(allowed.as_str())))
 }
 
 impl Daemon {
@@ -285,9 +154,9 @@ impl Daemon {
         struct Unready<'a> {
             message: &'a str,
             status: u16,
-            policies: std::collections::BTreeMap<&'a str, String>,
+            policies: BTreeMap<&'a str, String>,
         }
-        let policies: std::collections::BTreeMap<_, _> = self
+        let policies: BTreeMap<_, _> = self
             .policies
             .iter()
             .filter_map(|(name, policy)| Some((name.as_str(), policy.unready()?)))
@@ -316,7 +185,7 @@ impl Daemon {
             Endpoint::ValidateRaw => ReviewRequest::raw(&body)?,
         };
         let policy = self.policy(id)?;
-        let line = Line { endpoint, policy, review: &review, peer, started };
+        let line = VerdictLine { endpoint, policy, review: &review, peer, started };
         if review.namespace().is_some_and(|namespace| self.exempt_namespaces.contains(namespace)) {
             let response = AdmissionResponse::allow(review.uid());
             line.log_exempt();
@@ -437,89 +306,4 @@ fn answer_with(endpoint: Endpoint, response: &AdmissionResponse) -> Answer {
         Endpoint::ValidateRaw => raw_body(response),
     };
     json(StatusCode::OK, body)
-}
-
-/// The one line of the log that a verdict gets.
-struct Line<'a> {
-    endpoint: Endpoint,
-    policy: &'a Policy,
-    review: &'a ReviewRequest<'a>,
-    peer: Peer,
-    started: Instant,
-}
-
-impl Line<'_> {
-    fn log(&self, decision: &Decision, done: Option<&Done>) {
-        let Decision { response, verdict } = decision;
-        let failure = verdict.failure.as_ref().map(Failure::to_string);
-        tracing::info!(
-            request_uid = self.review.uid(),
-            policy = self.policy.spec.name.as_str(),
-            endpoint = self.endpoint.name(),
-            allowed = response.allowed,
-            // What the policy itself said: differs in monitor mode and for mutations.
-            accepted = verdict.allowed,
-            mutated = verdict.mutated,
-            code = verdict.code,
-            reason = verdict.message.as_deref().filter(|_| failure.is_none()),
-            failure,
-            queue_us = done.map(|done| micros(done.queued)),
-            worker_us = done.map(|done| micros(done.worked)),
-            total_us = micros(self.started.elapsed()),
-            peer_uid = self.peer.uid,
-            peer_gid = self.peer.gid,
-            "verdict"
-        );
-    }
-
-    fn log_exempt(&self) {
-        tracing::info!(
-            request_uid = self.review.uid(),
-            policy = self.policy.spec.name.as_str(),
-            endpoint = self.endpoint.name(),
-            allowed = true,
-            namespace = self.review.namespace(),
-            total_us = micros(self.started.elapsed()),
-            peer_uid = self.peer.uid,
-            peer_gid = self.peer.gid,
-            "verdict without asking the policy: the namespace is exempt"
-        );
-    }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn status(method: &Method, path: &str) -> u16 {
-        route(method, path).map_or_else(|refusal| refusal.status.as_u16(), |_| 200)
-    }
-
-    #[test]
-    fn paths_lead_to_their_endpoints() {
-        let judge = |path| route(&Method::POST, path).unwrap();
-        assert_eq!(judge("/validate/p"), Route::Judge(Endpoint::Validate, "p".to_owned()));
-        assert_eq!(judge("/audit/a%2Fb"), Route::Judge(Endpoint::Audit, "a/b".to_owned()));
-        assert_eq!(
-            judge("/validate_raw/p%20q"),
-            Route::Judge(Endpoint::ValidateRaw, "p q".to_owned())
-        );
-        assert_eq!(route(&Method::GET, "/readiness").unwrap(), Route::Readiness);
-    }
-
-    #[test]
-    fn other_paths_and_methods_are_refused() {
-        for path in
-            ["/", "", "/validate", "/validate/", "/validate/a/b", "/nothing/p", "/readiness/x"]
-        {
-            assert_eq!(status(&Method::POST, path), 404, "{path}");
-        }
-        assert_eq!(status(&Method::GET, "/validate/p"), 405);
-        assert_eq!(status(&Method::POST, "/liveness"), 405);
-        assert_eq!(status(&Method::HEAD, "/readiness"), 200);
-    }
 }

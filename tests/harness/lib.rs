@@ -53,6 +53,10 @@ fn build_binaries() -> PathBuf {
     let suite = std::env::current_exe().unwrap();
     let directory = suite.parent().and_then(Path::parent).unwrap().to_owned();
     let release = directory.ends_with("release");
+    if std::env::var_os("CONCLAVE_TESTS_PREBUILT").is_some() {
+        // For a user who may run what another has built.
+        return directory.join("conclave");
+    }
     let status = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--workspace", "--bins"])
         .args(release.then_some("--release"))
@@ -169,6 +173,80 @@ pub fn metadata(execution_mode: &str) -> String {
     )
 }
 
+/// A policy in a few lines of WebAssembly text, without metadata, for that execution mode.
+/// It accepts any settings. Asked about a request it runs `body` and then gives `answer`,
+/// which a body for WASI must do itself, with `(call $print (i32.const 1))` for stdout.
+/// There are also `(call $sleep (i32.const MILLISECONDS))`, `(call $exit (i32.const CODE))`
+/// and, for waPC, `(call $log)`, which has the answer logged.
+#[must_use]
+pub fn module(execution_mode: &str, answer: &str, body: &str) -> Vec<u8> {
+    let (imports, entry) = match execution_mode {
+        "wasi" => (WASI_IMPORTS, WASI_ENTRY),
+        _ => (WAPC_IMPORTS, WAPC_ENTRY),
+    };
+    let bytes: String = answer.bytes().map(|byte| format!("\\{byte:02x}")).collect();
+    let text = format!(
+        r#"(module {imports}
+          (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+          (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+          (memory (export "memory") 1)
+          (data (i32.const 1024) "{{\"valid\":true}}")
+          (data (i32.const 2048) "{bytes}")
+          (func $sleep (param $milliseconds i32)
+            (i32.store (i32.const 272) (i32.const 1))
+            (i64.store (i32.const 280) (i64.mul (i64.extend_i32_u (local.get $milliseconds)) (i64.const 1000000)))
+            (drop (call $poll (i32.const 256) (i32.const 512) (i32.const 1) (i32.const 768))))
+          {entry})"#
+    );
+    let text = text.replace("ANSWER_LENGTH", &answer.len().to_string()).replace("BODY", body);
+    wat::parse_str(&text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// [`module`] with complete metadata.
+#[must_use]
+pub fn policy(execution_mode: &str, answer: &str, body: &str) -> Vec<u8> {
+    let mut bytes = module(execution_mode, answer, body);
+    bytes.extend(metadata_section(&metadata(execution_mode)));
+    bytes
+}
+
+const WASI_IMPORTS: &str = r#"
+  (import "wasi_snapshot_preview1" "args_sizes_get" (func $args (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))"#;
+
+// "validate-settings" makes the arguments longer than "validate" does.
+const WASI_ENTRY: &str = r#"
+  (func $write (param $fd i32) (param $at i32) (param $length i32)
+    (i32.store (i32.const 16) (local.get $at))
+    (i32.store (i32.const 20) (local.get $length))
+    (drop (call $fd_write (local.get $fd) (i32.const 16) (i32.const 1) (i32.const 24))))
+  (func $print (param $fd i32)
+    (call $write (local.get $fd) (i32.const 2048) (i32.const ANSWER_LENGTH)))
+  (func (export "_start")
+    (drop (call $args (i32.const 0) (i32.const 4)))
+    (if (i32.gt_u (i32.load (i32.const 4)) (i32.const 21))
+      (then (call $write (i32.const 1) (i32.const 1024) (i32.const 14)) (return)))
+    BODY)"#;
+
+const WAPC_IMPORTS: &str = r#"
+  (import "wapc" "__guest_response" (func $respond (param i32 i32)))
+  (import "wapc" "__console_log" (func $console_log (param i32 i32)))"#;
+
+const WAPC_ENTRY: &str = r#"
+  (func $log (call $console_log (i32.const 2048) (i32.const ANSWER_LENGTH)))
+  (func (export "__guest_call") (param $operation_length i32) (param i32) (result i32)
+    (if (i32.gt_u (local.get $operation_length) (i32.const 8))
+      (then (call $respond (i32.const 1024) (i32.const 14)) (return (i32.const 1))))
+    BODY
+    (call $respond (i32.const 2048) (i32.const ANSWER_LENGTH))
+    (i32.const 1))"#;
+
+/// Says that a test could not run. Goes past the test runner, which would keep it from
+/// sight because the test passes.
+pub fn skipped(why: &str) {
+    drop(writeln!(std::io::stderr(), "SKIPPED: {why}"));
+}
+
 /// A running `conclave serve`.
 #[derive(Debug)]
 pub struct Daemon {
@@ -228,7 +306,9 @@ impl Daemon {
 
     /// Waits until every policy was tried, ready or not.
     pub fn wait_until_tried(&mut self) {
-        self.wait_for("the policies to be tried", |daemon| daemon.log().contains("all policies were tried"));
+        self.wait_for("the policies to be tried", |daemon| {
+            daemon.log().contains("all policies were tried")
+        });
     }
 
     /// Polls until `condition` holds.
@@ -330,8 +410,11 @@ fn write_line(line: &str) {
 pub fn children_of(parent: Pid) -> Vec<Pid> {
     let mut children = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if status_field(Pid::from_raw(pid), "PPid").as_deref() == Some(parent.to_string().as_str()) {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        if status_field(Pid::from_raw(pid), "PPid").as_deref() == Some(parent.to_string().as_str())
+        {
             children.push(Pid::from_raw(pid));
         }
     }
@@ -408,7 +491,10 @@ impl Client {
     /// Sends a request and reads the answer. A daemon may answer and close before it has
     /// read a body that it does not want, so a failure to write is not one yet.
     pub fn send(&mut self, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Answer {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", body.len());
+        let mut head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n",
+            body.len()
+        );
         for header in headers {
             head.push_str(header);
             head.push_str("\r\n");
@@ -429,7 +515,11 @@ impl Client {
                 return answer;
             }
             let read = self.stream.read(&mut chunk).unwrap();
-            assert!(read > 0, "connection closed within an answer: {}", String::from_utf8_lossy(&bytes));
+            assert!(
+                read > 0,
+                "connection closed within an answer: {}",
+                String::from_utf8_lossy(&bytes)
+            );
             bytes.extend_from_slice(chunk.get(..read).unwrap());
         }
     }
@@ -439,8 +529,10 @@ fn parse_answer(bytes: &[u8]) -> Option<Answer> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(bytes.get(..end)?).to_lowercase();
     let status = head.split(' ').nth(1)?.parse().ok()?;
-    let length: usize =
-        head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |length| length.parse().unwrap());
+    let length: usize = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "))
+        .map_or(0, |length| length.parse().unwrap());
     let body = bytes.get(end + 4..end + 4 + length)?.to_vec();
     Some(Answer { status, head, body })
 }

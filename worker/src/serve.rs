@@ -1,6 +1,8 @@
 //! The serve role: load one policy, then receive, evaluate, send.
 #![forbid(unsafe_code)]
 
+use std::time::{Duration, Instant};
+
 use conclave_ipc::exit::WorkerExit;
 use conclave_ipc::message::{EvaluationId, Reply, Request};
 use wasmtime::Engine;
@@ -54,21 +56,28 @@ pub(crate) fn run(sealed: &Sealed, loaded: Loaded, mut channel: Channel) -> Work
             Ok(None) => return WorkerExit::ProtocolViolation,
             Err(error) => return exit_for(&error),
         };
+        let started = Instant::now();
         let outcome = policy.evaluate(&job);
-        if let Some(exit) = answer(&session, id, &outcome) {
+        if let Some(exit) = answer(&session, id, &outcome, started.elapsed()) {
             return exit;
         }
     }
 }
 
 /// Sends the outcome; the exit if the worker can't go on.
-fn answer(session: &Session, id: EvaluationId, outcome: &Outcome) -> Option<WorkerExit> {
+fn answer(
+    session: &Session,
+    id: EvaluationId,
+    outcome: &Outcome,
+    took: Duration,
+) -> Option<WorkerExit> {
     if let Some(error) = session.take_channel_error() {
         return Some(exit_for(&error));
     }
     let sent = match outcome {
         Outcome::Verdict { response, diagnostics } => {
-            session.send(&Reply::Verdict { id, response, diagnostics })
+            let guest_micros = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+            session.send(&Reply::Verdict { id, response, diagnostics, guest_micros })
         }
         Outcome::Failure(message) => {
             session.send(&Reply::Failure { id, message: describe(message) })

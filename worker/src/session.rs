@@ -13,6 +13,9 @@ use conclave_ipc::message::{EvaluationId, FaultClass, LogStream, Operation, Repl
 
 use crate::Channel;
 
+/// The one host call that is answered here: binding, namespace, operation.
+const TRACING_LOG: (&str, &str, &str) = ("kubewarden", "tracing", "log");
+
 /// Why a guest can't go on, decided on the host's side of an import.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Breach {
@@ -147,6 +150,9 @@ impl Session {
         payload: &[u8],
     ) -> Result<Result<Vec<u8>, String>, Breach> {
         let mut state = self.state();
+        if (binding, namespace, operation) == TRACING_LOG {
+            return Ok(state.trace(payload));
+        }
         state.host_calls = state.host_calls.saturating_add(1);
         if state.host_calls > HOST_CALLS_MAX {
             drop(state);
@@ -168,6 +174,18 @@ impl Session {
 }
 
 impl State {
+    /// Passes a log record on, as far as the bound on output goes. The guest does not
+    /// learn what became of it.
+    fn trace(&mut self, record: &[u8]) -> Result<Vec<u8>, String> {
+        if let (Some(id), Some(left)) =
+            (self.evaluation, self.log_bytes_left.checked_sub(record.len()))
+        {
+            self.log_bytes_left = left;
+            self.channel_error = self.channel.send(&Reply::Trace { id, record }).err();
+        }
+        Ok(Vec::new())
+    }
+
     fn exchange(
         &mut self,
         binding: &str,

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use conclave_ipc::limits::LOG_LINE_BYTES_MAX;
 use conclave_ipc::message::{Contract, Operation, Reply, Request};
 use tokio::time::Instant;
 
@@ -26,7 +27,14 @@ pub(crate) struct Done {
 #[derive(Debug)]
 pub(crate) enum Answer {
     /// An answer that nobody has looked at yet, and a WASI guest's stderr.
-    Verdict { response: Vec<u8>, diagnostics: Vec<u8> },
+    Verdict {
+        /// All that it answered.
+        response: Vec<u8>,
+        /// Its stderr.
+        diagnostics: Vec<u8>,
+        /// How long it took, in microseconds, as its worker says.
+        guest_micros: u32,
+    },
     /// It declared failure.
     Failure(String),
 }
@@ -35,7 +43,7 @@ impl Done {
     /// The outcome for the admission logic. Every fault is one there.
     pub(crate) fn outcome(&self) -> Outcome<'_> {
         match &self.answer {
-            Ok(Answer::Verdict { response, diagnostics }) => {
+            Ok(Answer::Verdict { response, diagnostics, .. }) => {
                 Outcome::Response(self.contract, answer_text(self.contract, response, diagnostics))
             }
             Ok(Answer::Failure(message)) => Outcome::Failure(self.guest_failure(message.clone())),
@@ -47,6 +55,23 @@ impl Done {
             Err(_) => {
                 Outcome::Failure(Failure::Unavailable("the policy's worker was lost".to_owned()))
             }
+        }
+    }
+
+    /// What a WASI guest wrote to stderr beside its answer, as far as a log line goes.
+    fn unread_diagnostics(&self) -> Option<String> {
+        let Ok(Answer::Verdict { response, diagnostics, .. }) = &self.answer else { return None };
+        let is_answer =
+            std::ptr::eq(answer_text(self.contract, response, diagnostics), diagnostics.as_slice());
+        let line = diagnostics.get(..LOG_LINE_BYTES_MAX).unwrap_or(diagnostics).trim_ascii();
+        (!is_answer && !line.is_empty()).then(|| String::from_utf8_lossy(line).into_owned())
+    }
+
+    /// How long the guest took, in microseconds, as its worker says.
+    pub(crate) fn guest_micros(&self) -> Option<u32> {
+        match &self.answer {
+            Ok(Answer::Verdict { guest_micros, .. }) => Some(*guest_micros),
+            Ok(Answer::Failure(_)) | Err(_) => None,
         }
     }
 
@@ -84,7 +109,16 @@ impl Policy {
                 converse(process, operation, &mut access).await
             })
             .await;
-        Done { answer, contract, queued, worked: started.elapsed() }
+        let done = Done { answer, contract, queued, worked: started.elapsed() };
+        if let Some(stderr) = done.unread_diagnostics() {
+            tracing::warn!(
+                policy = self.name(),
+                request_uid = uid,
+                stderr,
+                "policy wrote to stderr"
+            );
+        }
+        done
     }
 }
 
@@ -98,9 +132,13 @@ async fn converse(
     process.send(&Request::Evaluate { id, operation }).await?;
     loop {
         let answer = match process.receive().await? {
-            Reply::Verdict { id: about, response, diagnostics } if about == id => {
+            Reply::Verdict { id: about, response, diagnostics, guest_micros } if about == id => {
                 let (response, diagnostics) = (response.to_vec(), diagnostics.to_vec());
-                return Ok(Answer::Verdict { response, diagnostics });
+                return Ok(Answer::Verdict { response, diagnostics, guest_micros });
+            }
+            Reply::Trace { id: about, record } if about == id => {
+                access.trace(record).map_err(violation)?;
+                continue;
             }
             Reply::Failure { id: about, message } if about == id => {
                 return Ok(Answer::Failure(message.to_owned()));
@@ -109,10 +147,8 @@ async fn converse(
                 access.log(stream, text).map_err(violation)?;
                 continue;
             }
-            Reply::HostCall { id: about, binding, namespace, operation, payload }
-                if about == id =>
-            {
-                let call = HostCall { binding, namespace, operation, payload };
+            Reply::HostCall { id: about, binding, namespace, operation, .. } if about == id => {
+                let call = HostCall { binding, namespace, operation };
                 access.answer(call).map_err(violation)?
             }
             other => return Err(unexpected(&other)),
