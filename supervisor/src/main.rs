@@ -14,6 +14,7 @@ mod image;
 mod listen;
 mod log;
 mod metadata;
+mod placement;
 mod policy;
 mod pool;
 mod process;
@@ -36,7 +37,13 @@ fn main() -> ExitCode {
         Command::Serve(_) => LogLevel::Info,
         Command::Run(_) => LogLevel::Warn,
     };
-    let log = log::start(&cli.log, default_level);
+    let log = match log::start(&cli.log, default_level) {
+        Ok(log) => log,
+        Err(error) => {
+            complain(&error);
+            return ExitCode::FAILURE;
+        }
+    };
     let result: Result<(), Box<dyn Error>> = match &cli.command {
         Command::Serve(options) => serve::run(options).map_err(Into::into),
         Command::Run(options) => run::run(options).map_err(Into::into),

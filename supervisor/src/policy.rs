@@ -20,6 +20,7 @@ use crate::admission::{Failure, decide_settings};
 use crate::code::{Code, CompileError, Compiler, ModuleBytes};
 use crate::config::PolicySpec;
 use crate::metadata::{Execution, MetadataError};
+use crate::placement::Placement;
 use crate::pool::{Action, Event, Pool, SlotId};
 use crate::process::{Process, WorkerError};
 
@@ -42,6 +43,8 @@ pub(crate) struct Environment {
     pub(crate) time_max: Duration,
     /// What says how a module is run.
     pub(crate) execution: Execution,
+    /// Where evaluations run.
+    pub(crate) placement: Placement,
     /// Becomes true when all workers are to end.
     pub(crate) ending: watch::Sender<bool>,
 }

@@ -17,11 +17,13 @@ use conclave_ipc::limits::{FRAME_BYTES_MAX, REPLY_BYTES_MAX};
 use conclave_ipc::message::{Confinement, EvaluationId, FaultClass, Reply, Request};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
+use crate::placement::{InFlight, Placement, Seat};
 use crate::spawn::{LifeGuard, Spawned, Spawner, describe_failed_spawn, register};
 
 /// From exec to the first message; three milliseconds when the machine is idle.
@@ -131,6 +133,8 @@ pub(crate) struct Process {
     handed_out: bool,
     namespaces: Layers,
     evaluations: u64,
+    pid: Pid,
+    seat: Seat,
 }
 
 impl Process {
@@ -163,6 +167,8 @@ impl Process {
             handed_out: false,
             namespaces: spawned.namespaces,
             evaluations: 0,
+            pid: spawned.pid,
+            seat: Seat::default(),
         })
     }
 
@@ -239,6 +245,12 @@ impl Process {
     pub(crate) fn next_evaluation(&mut self) -> EvaluationId {
         self.evaluations = self.evaluations.wrapping_add(1);
         EvaluationId(self.evaluations)
+    }
+
+    /// Has the process placed for an evaluation that it is about to be given.
+    pub(crate) fn take_seat<'a>(&mut self, placement: &'a Placement) -> InFlight<'a> {
+        // Its number can't be another's yet: we have not reaped it.
+        placement.enter(self.pid, &mut self.seat)
     }
 
     /// Ends the process and returns when it is gone.

@@ -14,6 +14,7 @@ use crate::cli::WorkerOptions;
 use crate::code::Compiler;
 use crate::identity::{self, IdentityError};
 use crate::metadata::Execution;
+use crate::placement::Placement;
 use crate::policy::Environment;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::spawn::{Program, Spawner};
@@ -121,6 +122,7 @@ impl Prepared {
             workers,
             time_max: options.policy_timeout,
             execution,
+            placement: Placement::new(),
             ending: watch::Sender::new(false),
         })
     }

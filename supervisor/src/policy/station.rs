@@ -162,8 +162,10 @@ impl Station {
             return true;
         }
         let operation = Operation::Validate(&job.payload);
+        let in_flight = process.take_seat(&self.environment.placement);
         let done =
             self.policy.ask(process, self.blueprint.contract, operation, &job.uid, queued).await;
+        drop(in_flight);
         let lost = done.answer.as_ref().err().map(ToString::to_string);
         match &lost {
             Some(error) => {
