@@ -98,7 +98,8 @@ impl Cache {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
             Ok(()) | Err(_) => {}
         }
-        let metadata = fs::symlink_metadata(directory)?;
+        // Behind a link, too: systemd gives dynamic users their directory as one.
+        let metadata = fs::metadata(directory)?;
         let shared = |what: String| CacheError::Shared { path: directory.to_owned(), what };
         if !metadata.is_dir() {
             return Err(shared("it is not a directory".to_owned()));
