@@ -200,6 +200,8 @@ pub enum LogStream {
 /// What kind of thing broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, BorrowDecode)]
 pub enum FaultClass {
+    /// A step of the confinement, or the engine before it, failed.
+    Confinement,
     /// The module is not one that this worker can compile.
     BadModule,
     /// The native code does not fit this build or machine.
@@ -223,6 +225,7 @@ impl FaultClass {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Confinement => "confinement",
             Self::BadModule => "bad module",
             Self::BadCode => "bad code",
             Self::Link => "link",

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{Semaphore, watch};
 
 use crate::cache::Cache;
@@ -81,11 +82,22 @@ pub(crate) fn prepare(options: &WorkerOptions) -> Result<Prepared, StartupError>
     if let Some(user) = &became {
         tracing::info!(user = user.as_str(), "started as root, went on as another user");
     }
+    raise_descriptor_limit();
     let reader =
         program.try_clone().map_err(|error| StartupError::Io("the worker program", error))?;
     let spawner =
         Spawner::start(program).map_err(|error| StartupError::Io("the spawning thread", error))?;
     Ok(Prepared { spawner, program: reader })
+}
+
+/// Every worker costs the supervisor two descriptors and every client one. The soft limit
+/// is low for the sake of programs that use `select`, which this one does not.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "limit of descriptors can't be raised");
+    }
 }
 
 fn worker_beside_us() -> PathBuf {

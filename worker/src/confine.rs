@@ -73,7 +73,7 @@ impl ConfineError {
 
 impl fmt::Display for ConfineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "confinement failed at: {}", self.step)
+        write!(f, "{}: {}", self.step, self.source)
     }
 }
 
@@ -83,15 +83,20 @@ impl std::error::Error for ConfineError {
     }
 }
 
-/// Locks the process up as far as it can be before its code is loaded, and hands out the
-/// channel.
+/// The channel to the supervisor, once.
+///
+/// # Errors
+/// The process was not started by a supervisor.
+pub fn channel() -> io::Result<UnixStream> {
+    descriptors::channel()
+}
+
+/// Locks the process up as far as it can be before its code is loaded.
 ///
 /// # Errors
 /// The first step that fails although the host offers it.
-pub fn lock(arguments: &Arguments) -> Result<(Confined, UnixStream), ConfineError> {
+pub fn lock(arguments: &Arguments) -> Result<Confined, ConfineError> {
     let mut layers = Layers::NONE;
-    let channel = descriptors::channel().map_err(ConfineError::at("descriptors"))?;
-
     // Before anything else, so that no later step can be undone by an executed file.
     nix::sys::prctl::set_no_new_privs()
         .map_err(io::Error::from)
@@ -130,7 +135,7 @@ pub fn lock(arguments: &Arguments) -> Result<(Confined, UnixStream), ConfineErro
     layers = layers.with(Layer::SyscallFilter);
 
     let report = Confinement { layers, landlock_abi };
-    Ok((Confined { report, role: arguments.role }, channel))
+    Ok(Confined { report, role: arguments.role })
 }
 
 impl Confined {

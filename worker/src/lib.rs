@@ -15,7 +15,7 @@ use std::{env, panic};
 
 use conclave_ipc::channel::{ChannelError, WorkerEnd};
 use conclave_ipc::exit::WorkerExit;
-use conclave_ipc::message::Reply;
+use conclave_ipc::message::{FaultClass, Reply};
 use conclave_ipc::{Role, limits};
 
 use confine::{Arguments, Confined};
@@ -31,15 +31,20 @@ pub fn main() -> WorkerExit {
     let Some(arguments) = Arguments::parse(env::args().skip(1)) else {
         return WorkerExit::Usage;
     };
-    // The engine is made first: it looks at the machine (processor features, the page
-    // map) through files that are gone further down. It has seen nothing foreign.
-    let Ok(engine) = engine::new() else {
-        return WorkerExit::ConfineFailed;
-    };
-    let Ok((confined, socket)) = confine::lock(&arguments) else {
-        return WorkerExit::ConfineFailed;
+    let Ok(socket) = confine::channel() else {
+        return WorkerExit::Usage;
     };
     let mut channel = WorkerEnd::new(socket);
+    // The engine is made first: it looks at the machine (processor features, the page
+    // map) through files that are gone further down. It has seen nothing foreign.
+    let engine = match engine::new() {
+        Ok(engine) => engine,
+        Err(error) => return give_up(&mut channel, &format!("engine: {error:#}")),
+    };
+    let confined = match confine::lock(&arguments) {
+        Ok(confined) => confined,
+        Err(error) => return give_up(&mut channel, &error.to_string()),
+    };
     if let Err(error) = channel.send(&Reply::Confined(confined.report())) {
         return exit_for(&error);
     }
@@ -58,12 +63,18 @@ fn load_and_serve(
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    let Ok(sealed) =
-        confined.seal(loaded.memory_bytes_max.saturating_add(limits::SERVE_OVERHEAD_BYTES))
-    else {
-        return WorkerExit::ConfineFailed;
-    };
-    serve::run(&sealed, loaded, channel)
+    let data_bytes_max = loaded.memory_bytes_max.saturating_add(limits::SERVE_OVERHEAD_BYTES);
+    match confined.seal(data_bytes_max) {
+        Ok(sealed) => serve::run(&sealed, loaded, channel),
+        Err(error) => give_up(&mut channel, &error.to_string()),
+    }
+}
+
+/// Tells what could not be done to lock the process up. Nobody to tell is no matter.
+fn give_up(channel: &mut Channel, message: &str) -> WorkerExit {
+    let class = FaultClass::Confinement;
+    drop(channel.send(&Reply::Fault { id: None, class, message: policy::describe(message) }));
+    WorkerExit::ConfineFailed
 }
 
 /// The exit for a channel that can't be used any more.
