@@ -66,14 +66,7 @@ impl fmt::Display for CacheError {
     }
 }
 
-impl std::error::Error for CacheError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Io(source) => Some(source),
-            Self::Shared { .. } | Self::Damaged(_) => None,
-        }
-    }
-}
+impl std::error::Error for CacheError {}
 
 impl From<io::Error> for CacheError {
     fn from(error: io::Error) -> Self {

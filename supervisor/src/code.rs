@@ -93,16 +93,7 @@ impl fmt::Display for CompileError {
     }
 }
 
-impl std::error::Error for CompileError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Worker(source) => Some(source),
-            Self::Weaker(source) => Some(source),
-            Self::Io(source) => Some(source),
-            Self::WrongLength(_) => None,
-        }
-    }
-}
+impl std::error::Error for CompileError {}
 
 impl From<WorkerError> for CompileError {
     fn from(error: WorkerError) -> Self {

@@ -61,7 +61,7 @@ pub(crate) const POLICY_TIMEOUT_SECONDS_MAX: u64 = 3600;
 ///
 /// The file cannot be read, is longer than [`CONFIG_BYTES_MAX`], or [`parse`] refuses it.
 pub(crate) fn load(path: &Path) -> Result<Vec<PolicySpec>, ConfigError> {
-    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |cause| ConfigError::Unreadable { path: path.to_owned(), cause };
     let file = File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::new();
     // One byte more than allowed is enough to know that the file is too long.

@@ -46,7 +46,8 @@ const BODY_TIME_MAX: Duration = Duration::from_secs(10);
 /// Size of a request's head.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// What all bodies that are being read or judged may take together.
+/// What all bodies that are being read or judged may take together. Each counts twice: as
+/// it was received, and as its policy will see it.
 const BODIES_BYTES_MAX: usize = 256 << 20;
 
 /// How the body budget is counted, in bytes.
@@ -180,18 +181,19 @@ impl Daemon {
         let started = Instant::now();
         require_json(&request)?;
         let (body, _budget) = self.read_body(request).await?;
-        let review = match endpoint {
+        let mut review = match endpoint {
             Endpoint::Validate | Endpoint::Audit => ReviewRequest::from_review(&body)?,
             Endpoint::ValidateRaw => ReviewRequest::raw(&body)?,
         };
         let policy = self.policy(id)?;
+        let payload = review.take_payload();
         let line = VerdictLine { endpoint, policy, review: &review, peer, started };
         if review.namespace().is_some_and(|namespace| self.exempt_namespaces.contains(namespace)) {
             let response = AdmissionResponse::allow(review.uid());
             line.log_exempt();
             return Ok(answer_with(endpoint, &response));
         }
-        let judged = policy.evaluate(review.payload().to_vec(), review.uid()).await;
+        let judged = policy.evaluate(payload, review.uid()).await;
         let (done, outcome) = match &judged {
             Ok(Ok(done)) => (Some(done), done.outcome()),
             Ok(Err(busy)) => return Err((*busy).into()),
@@ -247,7 +249,7 @@ impl Daemon {
                 return Err(self.too_large());
             }
             bytes.extend_from_slice(&data);
-            let have = budget.num_permits().saturating_mul(BODY_UNIT_BYTES);
+            let have = budget.num_permits().saturating_mul(BODY_UNIT_BYTES).div_euclid(2);
             // `Vec` doubles, so this is what it has really taken.
             if bytes.capacity() > have {
                 budget.merge(self.budget_for(bytes.capacity().saturating_sub(have))?);
@@ -257,7 +259,8 @@ impl Daemon {
     }
 
     fn budget_for(&self, bytes: usize) -> Result<SemaphorePermit<'_>, Refusal> {
-        let units = u32::try_from(bytes.div_ceil(BODY_UNIT_BYTES)).unwrap_or(u32::MAX);
+        let units = bytes.saturating_mul(2).div_ceil(BODY_UNIT_BYTES);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
         self.body_budget
             .try_acquire_many(units)
             .map_err(|_exhausted| Refusal::unavailable("too many request bodies are in memory"))

@@ -41,14 +41,7 @@ impl fmt::Display for IdentityError {
     }
 }
 
-impl std::error::Error for IdentityError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Step(_, source) => Some(source),
-            Self::NoAccount(_) | Self::StillRoot(_) | Self::NotRoot(_) => None,
-        }
-    }
-}
+impl std::error::Error for IdentityError {}
 
 /// Gives up root for good if the process has it, and from then on can't gain a privilege
 /// and can't be looked into by other processes of its user. Returns the account's name if

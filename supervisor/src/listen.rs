@@ -39,14 +39,7 @@ impl fmt::Display for ListenError {
     }
 }
 
-impl std::error::Error for ListenError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Step { source, .. } => Some(source),
-            Self::InUse(_) | Self::NotASocket(_) | Self::NoGroup(_) => None,
-        }
-    }
-}
+impl std::error::Error for ListenError {}
 
 /// A socket that we made. Dropping it removes it, unless another took its place.
 #[derive(Debug)]
@@ -71,21 +64,25 @@ impl Socket {
         let bound = StdListener::bind(path);
         umask(old);
         let listener = bound.map_err(step("listen on"))?;
+        listener.set_nonblocking(true).map_err(step("listen on"))?;
+        // From here on the file is removed again if a step fails.
+        let socket = Self {
+            identity: identity_of(path).map_err(step("look at"))?,
+            listener: UnixListener::from_std(listener).map_err(step("listen on"))?,
+            path: path.to_owned(),
+        };
         if let Some(name) = group {
             let group = Group::from_name(name)
                 .map_err(io::Error::from)
-                .map_err(step("find the group of"))?;
-            let group = group.ok_or_else(|| ListenError::NoGroup(name.to_owned()))?;
+                .map_err(step("find the group of"))?
+                .ok_or_else(|| ListenError::NoGroup(name.to_owned()))?;
             chown(path, None, Some(group.gid))
                 .map_err(io::Error::from)
                 .map_err(step("give to its group"))?;
         }
         fs::set_permissions(path, fs::Permissions::from_mode(mode))
             .map_err(step("set permissions of"))?;
-        let identity = identity_of(path).map_err(step("look at"))?;
-        listener.set_nonblocking(true).map_err(step("listen on"))?;
-        let listener = UnixListener::from_std(listener).map_err(step("listen on"))?;
-        Ok(Self { listener, path: path.to_owned(), identity })
+        Ok(socket)
     }
 }
 
@@ -107,20 +104,35 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
     let step = |what: &'static str| {
         move |source: io::Error| ListenError::Step { what, path: path.to_owned(), source }
     };
-    match fs::symlink_metadata(path) {
+    let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(step("look at")(error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(ListenError::NotASocket(path.to_owned()));
-        }
-        Ok(_) => {}
+        other => other.map_err(step("look at"))?,
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(ListenError::NotASocket(path.to_owned()));
     }
-    match StdStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(step("remove the stale socket"))
-        }
-        Ok(_) | Err(_) => Err(ListenError::InUse(path.to_owned())),
+    match is_listened_on(path, metadata.permissions()) {
+        Ok(false) => fs::remove_file(path).map_err(step("remove the stale socket")),
+        Ok(true) => Err(ListenError::InUse(path.to_owned())),
+        Err(error) => Err(step("connect to")(error)),
     }
+}
+
+/// Whether somebody listens on a socket that may have permissions which keep out even its
+/// owner; they are lifted for the question and put back.
+fn is_listened_on(path: &Path, permissions: fs::Permissions) -> io::Result<bool> {
+    let connect = || match StdStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+        // Even a full queue means that somebody is there.
+        Ok(_) | Err(_) => Ok(true),
+    };
+    connect().or_else(|_denied| {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        let answer = connect();
+        fs::set_permissions(path, permissions)?;
+        answer
+    })
 }
 
 /// Which clients may ask.

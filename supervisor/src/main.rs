@@ -60,7 +60,8 @@ fn main() -> ExitCode {
     code
 }
 
-/// Why the command failed, on standard error whatever the log level is.
+/// Why the command failed, on standard error whatever the log level is. The errors of this
+/// program name their causes themselves.
 #[expect(clippy::print_stderr, reason = "the last words of a command line program")]
 fn complain(error: &dyn Error) {
     eprintln!("conclave: {error}");

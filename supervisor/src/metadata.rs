@@ -115,14 +115,7 @@ impl fmt::Display for MetadataError {
     }
 }
 
-impl std::error::Error for MetadataError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Malformed(source) => Some(source),
-            _ => None,
-        }
-    }
-}
+impl std::error::Error for MetadataError {}
 
 /// What says how modules are run.
 #[derive(Debug)]

@@ -107,17 +107,7 @@ impl fmt::Display for LoadError {
     }
 }
 
-impl std::error::Error for LoadError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Module { source, .. } => Some(source),
-            Self::Compile(source) => Some(source),
-            Self::Metadata(source) => Some(source),
-            Self::Worker(source) => Some(source),
-            Self::Digest { .. } | Self::Settings(_) => None,
-        }
-    }
-}
+impl std::error::Error for LoadError {}
 
 /// Why a job was not done; the request can be tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +116,8 @@ pub(crate) enum Busy {
     QueueFull,
     /// No worker was free in time.
     QueueTime,
+    /// The daemon stops before the policy serves.
+    Stopping,
 }
 
 /// One request on its way to a worker.
@@ -169,6 +161,17 @@ impl Policy {
                 pool: Pool::new(environment.workers, QUEUE_MAX),
                 inboxes: HashMap::new(),
             }),
+        }
+    }
+
+    /// Answers the jobs that wait for a policy which does not serve yet and now never will.
+    pub(crate) fn turn_away_waiting(&self) {
+        let mut state = self.state();
+        if matches!(state.status, Status::Starting) {
+            for job in state.pool.drain() {
+                // A client that left needs no answer.
+                drop(job.reply.send(Err(Busy::Stopping)));
+            }
         }
     }
 

@@ -70,15 +70,7 @@ impl fmt::Display for WorkerError {
     }
 }
 
-impl std::error::Error for WorkerError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Spawn(source) | Self::Channel(source) => Some(source),
-            Self::BadFrame(source) | Self::Unsendable(source) => Some(source),
-            Self::Deadline | Self::Died(_) | Self::Fault { .. } | Self::Violation(_) => None,
-        }
-    }
-}
+impl std::error::Error for WorkerError {}
 
 /// How a worker process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

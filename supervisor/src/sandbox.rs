@@ -49,14 +49,7 @@ impl fmt::Display for SandboxError {
     }
 }
 
-impl std::error::Error for SandboxError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Trial(source) => Some(source),
-            Self::Missing(_) => None,
-        }
-    }
-}
+impl std::error::Error for SandboxError {}
 
 /// A worker that lacks a layer that the trial worker had. It is ended.
 #[derive(Debug)]

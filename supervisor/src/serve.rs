@@ -93,12 +93,15 @@ async fn serve(
 
     let (stopping, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
-    let loading = tokio::spawn(load_all(policies, Arc::clone(&environment)));
+    let loading = tokio::spawn(load_all(policies.clone(), Arc::clone(&environment)));
     tokio::select! {
         () = accept(&socket, &daemon, &mut connections, &stopped) => {}
         () = stop.received() => {}
     }
     loading.abort();
+    for policy in &policies {
+        policy.turn_away_waiting();
+    }
     notify(&[NotifyState::Stopping]);
     tracing::info!("stopping: finishing what is in flight");
     // Removes the socket: from now on nobody can connect.

@@ -53,15 +53,7 @@ impl fmt::Display for StartupError {
     }
 }
 
-impl std::error::Error for StartupError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Worker { source, .. } | Self::Io(_, source) => Some(source),
-            Self::Identity(source) => Some(source),
-            Self::Sandbox(source) => Some(source),
-        }
-    }
-}
+impl std::error::Error for StartupError {}
 
 /// A process that has given up root and can start workers.
 #[derive(Debug)]

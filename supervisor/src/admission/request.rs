@@ -111,6 +111,12 @@ impl<'a> ReviewRequest<'a> {
         &self.payload
     }
 
+    /// [`ReviewRequest::payload`], given away; what is left of the request can still be
+    /// decided about.
+    pub(crate) fn take_payload(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.payload).into_owned()
+    }
+
     fn normalised(
         body: &'a str,
         request: AdmissionRequest<'a>,

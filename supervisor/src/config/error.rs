@@ -20,14 +20,14 @@ const SHOWN_CHARS_MAX: usize = 80;
 #[derive(Debug, Error)]
 pub(crate) enum ConfigError {
     /// The file could not be opened or read.
-    #[error("{}: cannot be read", .path.display())]
-    Unreadable { path: PathBuf, source: io::Error },
+    #[error("{}: cannot be read: {cause}", .path.display())]
+    Unreadable { path: PathBuf, cause: io::Error },
     /// The file is longer than [`CONFIG_BYTES_MAX`].
     #[error("{}: longer than {CONFIG_BYTES_MAX} bytes", .path.display())]
     TooLong { path: PathBuf },
     /// The thread that reads the YAML could not be started.
-    #[error("{}: no thread to read it", .path.display())]
-    NoThread { path: PathBuf, source: io::Error },
+    #[error("{}: no thread to read it: {cause}", .path.display())]
+    NoThread { path: PathBuf, cause: io::Error },
     /// The file is not text.
     #[error("{}:{line}: not UTF-8 text", .path.display())]
     NotUtf8 { path: PathBuf, line: usize },

@@ -77,7 +77,7 @@ impl Value {
 /// The work is done in a thread of its own, so that deep nesting meets a stack of known size
 /// whoever calls this.
 pub(super) fn read_yaml(path: &Path, text: &str) -> Result<Node, ConfigError> {
-    let no_thread = |source| ConfigError::NoThread { path: path.to_owned(), source };
+    let no_thread = |cause| ConfigError::NoThread { path: path.to_owned(), cause };
     thread::scope(|scope| {
         let reader = thread::Builder::new()
             .name("config".to_owned())

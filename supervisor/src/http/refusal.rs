@@ -77,6 +77,7 @@ impl From<Busy> for Refusal {
     fn from(busy: Busy) -> Self {
         Self::unavailable(match busy {
             Busy::QueueFull => "too many requests wait for this policy",
+            Busy::Stopping => "the daemon is stopping",
             Busy::QueueTime => "no worker of this policy became free in time",
         })
     }

@@ -41,14 +41,7 @@ impl fmt::Display for StartError {
     }
 }
 
-impl std::error::Error for StartError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Worker(source) => Some(source),
-            Self::Weaker(source) => Some(source),
-        }
-    }
-}
+impl std::error::Error for StartError {}
 
 impl From<WorkerError> for StartError {
     fn from(error: WorkerError) -> Self {
