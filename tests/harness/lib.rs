@@ -6,6 +6,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::indexing_slicing,
     reason = "a test harness fails by panicking"
 )]
 
@@ -26,6 +27,9 @@ use tempfile::TempDir;
 
 /// How long anything in a test may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How much of a line of the log is shown when a test fails.
+const SHOWN_BYTES_MAX: usize = 1000;
 
 /// The directory of the built test policies.
 #[must_use]
@@ -307,6 +311,7 @@ impl Daemon {
     /// Waits until every policy was tried, ready or not.
     pub fn wait_until_tried(&mut self) {
         self.wait_for("the policies to be tried", |daemon| {
+            assert!(daemon.child.try_wait().unwrap().is_none(), "daemon ended: {}", daemon.log());
             daemon.log().contains("all policies were tried")
         });
     }
@@ -389,10 +394,13 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if thread::panicking() {
-            let log = self.log();
+            // The directory may have been taken, and a panic here would be the second one.
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
             let tail: Vec<_> = log.lines().rev().take(40).collect();
             for line in tail.iter().rev() {
-                write_line(line);
+                write_line(
+                    line.get(..line.floor_char_boundary(SHOWN_BYTES_MAX)).unwrap_or_default(),
+                );
             }
         }
         drop(self.child.kill());
