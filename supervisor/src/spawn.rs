@@ -24,7 +24,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, getegid, geteuid, write};
+use nix::unistd::{Pid, getegid, geteuid, setsid, write};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
@@ -323,6 +323,8 @@ impl Plan {
             identity.apply().map_err(failed(Step::Identity))?;
         }
         reset_signals().map_err(failed(Step::Descriptors))?;
+        // A terminal's Ctrl-C is for the supervisor, which then ends its workers in order.
+        setsid().map_err(failed(Step::Descriptors))?;
         self.take_descriptors().map_err(failed(Step::Descriptors))?;
         self.execute().map_err(failed(Step::Execute))
     }

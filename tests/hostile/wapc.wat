@@ -26,6 +26,7 @@
   (data (i32.const 64) "kubewarden")
   (data (i32.const 80) "tracing")
   (data (i32.const 96) "log")
+  (data (i32.const 104) "lag")
   ;; 112: a poll_oneoff subscription of the monotonic clock, for one hour.
   (data (i32.const 128) "\01")
   (data (i32.const 136) "\00\a0\b8\30\46\03\00\00")
@@ -37,6 +38,12 @@
   (func $log (param $pointer i32) (param $length i32) (result i32)
     (call $host_call
       (i32.const 64) (i32.const 10) (i32.const 80) (i32.const 7) (i32.const 96) (i32.const 3)
+      (local.get $pointer) (local.get $length)))
+
+  ;; There is no such operation, and nothing is logged about it.
+  (func $call (param $pointer i32) (param $length i32) (result i32)
+    (call $host_call
+      (i32.const 64) (i32.const 10) (i32.const 80) (i32.const 7) (i32.const 104) (i32.const 3)
       (local.get $pointer) (local.get $length)))
 
   (func $print (param $descriptor i32) (param $pointer i32) (param $length i32)
