@@ -30,7 +30,7 @@ pub enum Layer {
     ResourceLimits,
     /// A Landlock domain without a single rule.
     Landlock,
-    /// Not dumpable: no core, and not to be traced by its own user.
+    /// Not dumpable: no core dump, and not to be traced by other workers.
     NotDumpable,
     /// Killed by the kernel when the supervisor dies.
     ParentDeathSignal,

@@ -21,8 +21,17 @@ pub const HOST_CALLS_MAX: u32 = 1_000;
 /// One line of guest output; longer lines are cut into pieces of this size.
 pub const LOG_LINE_BYTES_MAX: usize = 4 << 10;
 
-/// Guest output that reaches the log in one evaluation; the rest is counted, not kept.
+/// Guest output that reaches the log in one evaluation, as [`log_cost`] counts it.
 pub const LOG_BYTES_MAX: usize = 64 << 10;
+
+/// What a line of guest output costs beside its own length: about what the log adds to it.
+pub const LOG_LINE_OVERHEAD: usize = 256;
+
+/// What a line or record of this length takes of [`LOG_BYTES_MAX`].
+#[must_use]
+pub const fn log_cost(length: usize) -> usize {
+    length.saturating_add(LOG_LINE_OVERHEAD)
+}
 
 /// A fault's or failure's message; longer texts are cut.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;

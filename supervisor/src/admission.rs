@@ -21,6 +21,8 @@ use std::fmt;
 
 use answer::ValidationResponse;
 use conclave_ipc::message::Contract;
+
+use crate::log::shorten;
 use request::ReviewRequest;
 use response::AdmissionResponse;
 
@@ -132,7 +134,7 @@ pub(crate) fn decide(
 ) -> Decision {
     let judged = match outcome {
         Outcome::Response(runtime, bytes) => ValidationResponse::parse(bytes)
-            .map_err(|error| Failure::InvalidResponse(runtime, error.to_string())),
+            .map_err(|error| Failure::InvalidResponse(runtime, excerpt(&error))),
         Outcome::Failure(failure) => Err(failure),
     };
     let (response, failure) = match judged {
@@ -160,6 +162,12 @@ pub(crate) fn decide(
     Decision { response: post_process(response, &rules, origin), verdict }
 }
 
+/// What is wrong with a policy's answer. Parser errors quote the text they choke on, which can
+/// be all of it.
+fn excerpt(error: &serde_json::Error) -> String {
+    shorten(&error.to_string()).to_owned()
+}
+
 /// What comes of asking a policy about its settings: unless it says that they are valid, they
 /// are not.
 pub(crate) fn decide_settings(outcome: Outcome<'_>) -> SettingsResponse {
@@ -168,9 +176,12 @@ pub(crate) fn decide_settings(outcome: Outcome<'_>) -> SettingsResponse {
             Ok(answer) => return answer,
             Err(error) => {
                 return SettingsResponse::invalid(match runtime {
-                    Contract::Wapc => format!("error: {error}"),
+                    Contract::Wapc => format!("error: {}", excerpt(&error)),
                     Contract::Wasi => {
-                        format!("Cannot deserialize settings validation response: {error}")
+                        format!(
+                            "Cannot deserialize settings validation response: {}",
+                            excerpt(&error)
+                        )
                     }
                 });
             }

@@ -49,15 +49,19 @@ impl ModuleBytes {
     pub(crate) fn read(path: &Path) -> io::Result<Self> {
         let limit = MODULE_BYTES_MAX as u64;
         let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
             return Err(io::Error::other("not a regular file"));
+        }
+        let too_large =
+            || io::Error::other(format!("larger than the limit of {MODULE_BYTES_MAX} bytes"));
+        if metadata.len() > limit {
+            return Err(too_large());
         }
         let mut bytes = Vec::new();
         file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
         if bytes.len() > MODULE_BYTES_MAX {
-            return Err(io::Error::other(format!(
-                "larger than the limit of {MODULE_BYTES_MAX} bytes"
-            )));
+            return Err(too_large());
         }
         let digest = Sha256Digest::of(&bytes);
         Ok(Self { bytes, digest })

@@ -3,12 +3,13 @@
 //! The order of the checks is Kubewarden's: binding, grant, namespace, operation, payload.
 #![forbid(unsafe_code)]
 
-use conclave_ipc::limits::{HOST_CALLS_MAX, LOG_BYTES_MAX};
+use conclave_ipc::limits::{HOST_CALLS_MAX, LOG_BYTES_MAX, log_cost};
 use conclave_ipc::message::LogStream;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::host_capabilities::HostCapabilities;
+use crate::log::shorten;
 
 /// The one binding that exists.
 const BINDING: &str = "kubewarden";
@@ -78,13 +79,7 @@ impl<'a> HostAccess<'a> {
             return Ok(Err(format!("unknown binding: {binding}")));
         }
         if !self.grants.allows(namespace, operation) {
-            tracing::warn!(
-                policy = self.policy,
-                request_uid = self.uid,
-                namespace,
-                operation,
-                "host call denied"
-            );
+            self.log_denial(namespace, operation);
             return Ok(Err(HostCapabilities::denial(namespace, operation)));
         }
         Ok(match (namespace, operation) {
@@ -94,6 +89,19 @@ impl<'a> HostAccess<'a> {
             )),
             _ => Err(format!("unknown namespace: {namespace}")),
         })
+    }
+
+    /// The guest may ask as often as it likes; the log hears of it while there is room.
+    fn log_denial(&mut self, namespace: &str, operation: &str) {
+        if self.take_log(namespace.len().saturating_add(operation.len())).is_ok() {
+            tracing::warn!(
+                policy = self.policy,
+                request_uid = self.uid,
+                namespace = shorten(namespace),
+                operation = shorten(operation),
+                "host call denied"
+            );
+        }
     }
 
     /// Writes a policy's own log record; what is wrong with it is said in the log.
@@ -135,7 +143,7 @@ impl<'a> HostAccess<'a> {
         if self.log_left == 0 {
             return Err(BoundPassed("output beyond the limit"));
         }
-        self.log_left = self.log_left.saturating_sub(bytes.max(1));
+        self.log_left = self.log_left.saturating_sub(log_cost(bytes));
         Ok(())
     }
 }
@@ -203,7 +211,7 @@ mod tests {
         while access.log(LogStream::Stdout, &[b'x'; 1024]).is_ok() {
             lines += 1;
         }
-        assert_eq!(lines, LOG_BUDGET / 1024);
+        assert_eq!(lines, LOG_BUDGET.div_ceil(log_cost(1024)));
         access.trace(b"{}").unwrap_err();
     }
 }

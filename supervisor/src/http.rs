@@ -31,7 +31,7 @@ use crate::admission::response::{AdmissionResponse, raw_body, review_body};
 use crate::admission::{Outcome, PostProcessing, decide};
 use crate::config::PolicyMode;
 use crate::listen::AllowedPeers;
-use crate::policy::Policy;
+use crate::policy::{Done, Environment, Policy};
 
 use refusal::{Answer, Refusal, json};
 use route::{Endpoint, Route, route};
@@ -56,6 +56,7 @@ const BODY_UNIT_BYTES: usize = 4 << 10;
 /// What the handlers need.
 #[derive(Debug)]
 pub(crate) struct Daemon {
+    environment: Arc<Environment>,
     policies: HashMap<String, Arc<Policy>>,
     exempt_namespaces: HashSet<String>,
     /// Which clients may ask.
@@ -66,13 +67,14 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn new(
+        environment: Arc<Environment>,
         policies: HashMap<String, Arc<Policy>>,
         exempt_namespaces: HashSet<String>,
         peers: AllowedPeers,
         body_bytes_max: usize,
     ) -> Self {
         let body_budget = Semaphore::new(BODIES_BYTES_MAX.div_euclid(BODY_UNIT_BYTES));
-        Self { policies, exempt_namespaces, peers, body_bytes_max, body_budget }
+        Self { environment, policies, exempt_namespaces, peers, body_bytes_max, body_budget }
     }
 }
 
@@ -181,10 +183,11 @@ impl Daemon {
         let started = Instant::now();
         require_json(&request)?;
         let (body, _budget) = self.read_body(request).await?;
-        let mut review = match endpoint {
-            Endpoint::Validate | Endpoint::Audit => ReviewRequest::from_review(&body)?,
-            Endpoint::ValidateRaw => ReviewRequest::raw(&body)?,
-        };
+        let placement = &self.environment.placement;
+        let mut review = placement.at_length(body.len(), || match endpoint {
+            Endpoint::Validate | Endpoint::Audit => ReviewRequest::from_review(&body),
+            Endpoint::ValidateRaw => ReviewRequest::raw(&body),
+        })?;
         let policy = self.policy(id)?;
         let payload = review.take_payload();
         let line = VerdictLine { endpoint, policy, review: &review, peer, started };
@@ -199,7 +202,9 @@ impl Daemon {
             Ok(Err(busy)) => return Err((*busy).into()),
             Err(failure) => (None, Outcome::Failure(failure.clone())),
         };
-        let decision = decide(&review, outcome, &rules(policy), endpoint.origin());
+        let decision = placement.at_length(done.map_or(0, Done::answer_bytes), || {
+            decide(&review, outcome, &rules(policy), endpoint.origin())
+        });
         line.log(&decision, done);
         Ok(answer_with(endpoint, &decision.response))
     }

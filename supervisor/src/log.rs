@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use conclave_ipc::limits::LOG_LINE_BYTES_MAX;
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::time::SystemTime;
@@ -35,6 +36,11 @@ impl From<LogLevel> for Level {
             LogLevel::Error => Self::ERROR,
         }
     }
+}
+
+/// A text of foreign origin, cut to what one field of a line may take.
+pub(crate) fn shorten(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(LOG_LINE_BYTES_MAX)).unwrap_or_default()
 }
 
 /// Starts the log. Dropping the guard writes what still waits.

@@ -17,6 +17,9 @@ use nix::unistd::Pid;
 /// Lone requests in a row before they count as the rule.
 const LONE_REQUESTS_MIN: u32 = 16;
 
+/// Input that takes longer to parse than a change of threads: about a millisecond's worth.
+const LENGTHY_BYTES_MIN: usize = 256 << 10;
+
 /// The calling thread, for the affinity calls.
 const OURSELVES: Pid = Pid::from_raw(0);
 
@@ -50,7 +53,7 @@ struct State {
 pub(crate) struct InFlight<'a>(&'a Placement);
 
 impl Placement {
-    /// Must be made on the thread that hands out evaluations.
+    /// Knows the processors that the calling thread may use.
     pub(crate) fn new() -> Self {
         let all = sched_getaffinity(OURSELVES).ok().filter(|set| {
             (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).nth(1).is_some()
@@ -76,6 +79,22 @@ impl Placement {
             }
         }
         InFlight(self)
+    }
+}
+
+impl Placement {
+    /// Runs what may take long for its `bytes` of input. All other tasks go on meanwhile,
+    /// on another thread if it is much.
+    pub(crate) fn at_length<T>(&self, bytes: usize, work: impl FnOnce() -> T) -> T {
+        if bytes < LENGTHY_BYTES_MIN {
+            return work();
+        }
+        // The thread that takes over the tasks starts with this one's affinity.
+        if let Some(all) = &self.all {
+            self.state().seat = Seat::Anywhere;
+            sit(OURSELVES, Seat::Anywhere, all);
+        }
+        tokio::task::block_in_place(work)
     }
 }
 

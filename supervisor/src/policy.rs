@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::admission::{Failure, decide_settings};
 use crate::code::{Code, CompileError, Compiler, ModuleBytes};
 use crate::config::PolicySpec;
+use crate::log::shorten;
 use crate::metadata::{Execution, MetadataError};
 use crate::placement::Placement;
 use crate::pool::{Action, Event, Pool, SlotId};
@@ -124,6 +125,7 @@ pub(crate) enum Busy {
 #[derive(Debug)]
 struct Job {
     payload: Vec<u8>,
+    /// As the log names the request.
     uid: String,
     submitted: Instant,
     reply: oneshot::Sender<Result<Done, Busy>>,
@@ -255,7 +257,7 @@ impl Policy {
             started = start_worker(compiler, &code, contract, &self.spec.settings).await;
         }
         let mut process = started.map_err(LoadError::Worker)?;
-        self.check_settings(&mut process, contract).await?;
+        self.check_settings(environment, &mut process, contract).await?;
         Ok((Blueprint { code, contract }, process))
     }
 
@@ -276,18 +278,20 @@ impl Policy {
 
     async fn check_settings(
         &self,
+        environment: &Environment,
         process: &mut Process,
         contract: Contract,
     ) -> Result<(), LoadError> {
         let done =
             self.ask(process, contract, Operation::ValidateSettings, "", Duration::ZERO).await;
-        let verdict = decide_settings(done.outcome());
+        let verdict = environment
+            .placement
+            .at_length(done.answer_bytes(), || decide_settings(done.outcome()));
         if verdict.valid {
             return Ok(());
         }
-        Err(LoadError::Settings(
-            verdict.message.unwrap_or_else(|| "the policy gave no reason".to_owned()),
-        ))
+        let reason = verdict.message.unwrap_or_else(|| "the policy gave no reason".to_owned());
+        Err(LoadError::Settings(shorten(&reason).to_owned()))
     }
 
     /// Gives the pool its first worker, and starts the others.
@@ -326,7 +330,7 @@ impl Policy {
             return Err(Failure::Initialisation(why));
         }
         let (reply, done) = oneshot::channel();
-        let job = Job { payload, uid: uid.to_owned(), submitted: Instant::now(), reply };
+        let job = Job { payload, uid: shorten(uid).to_owned(), submitted: Instant::now(), reply };
         let action = self.state().pool.handle(Event::Submit(job));
         match action {
             Some(Action::Dispatch(slot, job)) => self.dispatch(slot, job),

@@ -13,7 +13,7 @@ use conclave_ipc::Role;
 use conclave_ipc::exit::WorkerExit;
 use conclave_ipc::frame::{self, FrameBuffer, FrameError};
 use conclave_ipc::layers::Layers;
-use conclave_ipc::limits::{FRAME_BYTES_MAX, REPLY_BYTES_MAX};
+use conclave_ipc::limits::{FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, REPLY_BYTES_MAX};
 use conclave_ipc::message::{Confinement, EvaluationId, FaultClass, Reply, Request};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -273,7 +273,9 @@ const DEATH_TIME_MAX: Duration = Duration::from_millis(100);
 pub(crate) fn unexpected(reply: &Reply<'_>) -> WorkerError {
     match reply {
         Reply::Fault { class, message, .. } => {
-            WorkerError::Fault { class: *class, message: (*message).to_owned() }
+            let end = message.floor_char_boundary(MESSAGE_BYTES_MAX);
+            let message = message.get(..end).unwrap_or_default().to_owned();
+            WorkerError::Fault { class: *class, message }
         }
         other => WorkerError::Violation(format!("unexpected {}", other.name())),
     }

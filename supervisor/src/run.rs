@@ -76,10 +76,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<(), RunError> {
     let request = parse_request(&body, options.raw).map_err(RunError::Request)?;
     let spec = policy_spec(options)?;
 
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| RunError::Startup(StartupError::Io("the runtime", error)))?;
+    let runtime = startup::runtime().map_err(RunError::Startup)?;
     let line = runtime.block_on(async {
         let execution = Execution::Chosen(options.execution_mode.clone());
         let environment = prepared

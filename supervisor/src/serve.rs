@@ -39,7 +39,7 @@ pub(crate) enum ServeError {
     Config(ConfigError),
     /// The socket can't be had.
     Listen(ListenError),
-    /// The runtime or the signal handlers can't be had.
+    /// The signal handlers can't be had.
     Io(&'static str, io::Error),
 }
 
@@ -63,10 +63,7 @@ impl std::error::Error for ServeError {}
 pub(crate) fn run(options: &ServeOptions) -> Result<(), ServeError> {
     let prepared = startup::prepare(&options.workers_options).map_err(ServeError::Startup)?;
     let specs = config::load(&options.policies).map_err(ServeError::Config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| ServeError::Io("the runtime", error))?;
+    let runtime = startup::runtime().map_err(ServeError::Startup)?;
     runtime.block_on(async {
         let workers = options.workers.map_or_else(startup::processors, usize::from);
         let environment = prepared
@@ -88,7 +85,7 @@ async fn serve(
             .map_err(ServeError::Listen)?;
     let policies: Vec<_> =
         specs.into_iter().map(|spec| Arc::new(Policy::new(spec, &environment))).collect();
-    let daemon = Arc::new(daemon(options, &policies));
+    let daemon = Arc::new(daemon(options, &environment, &policies));
     tracing::info!(socket = %options.socket.display(), policies = policies.len(), "listening");
 
     let (stopping, stopped) = watch::channel(false);
@@ -115,12 +112,17 @@ async fn serve(
     Ok(())
 }
 
-fn daemon(options: &ServeOptions, policies: &[Arc<Policy>]) -> Daemon {
+fn daemon(
+    options: &ServeOptions,
+    environment: &Arc<Environment>,
+    policies: &[Arc<Policy>],
+) -> Daemon {
     let by_name: HashMap<_, _> = policies
         .iter()
         .map(|policy| (policy.spec.name.as_str().to_owned(), Arc::clone(policy)))
         .collect();
     Daemon::new(
+        Arc::clone(environment),
         by_name,
         options.always_accept_admission_reviews_on_namespace.iter().cloned().collect(),
         AllowedPeers { uids: options.allow_uid.clone(), gids: options.allow_gid.clone() },

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 
 use crate::cache::Cache;
@@ -130,6 +131,20 @@ impl Prepared {
             ending: watch::Sender::new(false),
         })
     }
+}
+
+/// The runtime of every command. Its tasks share one thread: a hop to another processor
+/// costs more than what the supervisor does for an ordinary request. What takes long is
+/// done in [`crate::placement::Placement::at_length`], which lets the tasks go on elsewhere.
+///
+/// # Errors
+/// Its thread can't be started.
+pub(crate) fn runtime() -> Result<Runtime, StartupError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|error| StartupError::Io("the runtime", error))
 }
 
 /// Processors that this process may use.

@@ -81,7 +81,7 @@ fn a_policy_that_declares_more_memory_than_it_may_have_does_not_serve() {
     });
     let town = Town::new(guests.as_flattened());
     for (_, name) in CONTRACTS {
-        let text = "memory limit of 134217728 bytes exceeded: the guest asked for";
+        let text = "memory limit of 134217728 bytes exceeded: the module declares";
         town.does_not_serve(&format!("{name}-declares-a-page-more"), &format!("{text} 134283264"));
         town.does_not_serve(
             &format!("{name}-declares-four-gibibytes"),

@@ -122,6 +122,7 @@ impl Template {
         };
         linked.map_err(|error| Fault::new(FaultClass::Link, format!("{error:#}")))?;
         require_export(&module, load.contract)?;
+        require_room(&module, load.memory_bytes_max)?;
         let pre = linker
             .instantiate_pre(&module)
             .map_err(|error| Fault::new(FaultClass::Link, format!("{error:#}")))?;
@@ -147,6 +148,20 @@ fn require_export(module: &Module, contract: Contract) -> Result<(), Fault> {
             format!("the module does not export the function {name}"),
         )),
     }
+}
+
+/// Instantiation would fail for want of memory before it asked for the limit.
+fn require_room(module: &Module, memory_bytes_max: u64) -> Result<(), Fault> {
+    const PAGE_BYTES: u64 = 64 << 10;
+    let pages = module.resources_required().max_initial_memory_size.unwrap_or(0);
+    let declared = pages.saturating_mul(PAGE_BYTES);
+    if declared <= memory_bytes_max {
+        return Ok(());
+    }
+    let message = format!(
+        "memory limit of {memory_bytes_max} bytes exceeded: the module declares {declared} from the start"
+    );
+    Err(Fault::new(FaultClass::Memory, message))
 }
 
 /// A fresh instance that has run nothing.

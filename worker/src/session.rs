@@ -7,11 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use conclave_ipc::channel::ChannelError;
 use conclave_ipc::limits::{
-    HOST_CALL_BYTES_MAX, HOST_CALLS_MAX, LOG_BYTES_MAX, LOG_LINE_BYTES_MAX,
+    HOST_CALL_BYTES_MAX, HOST_CALLS_MAX, LOG_BYTES_MAX, LOG_LINE_BYTES_MAX, log_cost,
 };
 use conclave_ipc::message::{EvaluationId, FaultClass, LogStream, Operation, Reply, Request};
 
 use crate::Channel;
+
+/// Stands in the log for everything that found no room.
+const LOG_IS_FULL: &[u8] = b"(further output of this evaluation is dropped)";
 
 /// The one host call that is answered here: binding, namespace, operation.
 const TRACING_LOG: (&str, &str, &str) = ("kubewarden", "tracing", "log");
@@ -41,7 +44,8 @@ struct State {
     channel: Channel,
     evaluation: Option<EvaluationId>,
     host_calls: u32,
-    log_bytes_left: usize,
+    /// What is left of the evaluation's part of the log; `None` once it was used up.
+    log_bytes_left: Option<usize>,
     breach: Option<Breach>,
     channel_error: Option<ChannelError>,
 }
@@ -58,7 +62,7 @@ impl Session {
             channel,
             evaluation: None,
             host_calls: 0,
-            log_bytes_left: LOG_BYTES_MAX,
+            log_bytes_left: Some(LOG_BYTES_MAX),
             breach: None,
             channel_error: None,
         })))
@@ -87,7 +91,7 @@ impl Session {
         };
         state.evaluation = Some(id);
         state.host_calls = 0;
-        state.log_bytes_left = LOG_BYTES_MAX;
+        state.log_bytes_left = Some(LOG_BYTES_MAX);
         state.breach = None;
         Ok(Some((id, taken)))
     }
@@ -124,20 +128,11 @@ impl Session {
     /// Sends guest output to the log, line by line, until the bound is reached.
     pub(crate) fn log(&self, stream: LogStream, text: &[u8]) {
         let mut state = self.state();
-        let State { channel, evaluation, log_bytes_left, channel_error, .. } = &mut *state;
-        let Some(id) = *evaluation else { return };
-        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            for piece in line.chunks(LOG_LINE_BYTES_MAX) {
-                if *log_bytes_left == 0 || channel_error.is_some() {
-                    return;
-                }
-                *log_bytes_left = log_bytes_left.saturating_sub(piece.len());
-                *channel_error = channel.send(&Reply::Log { id, stream, text: piece }).err();
+        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        for piece in lines.flat_map(|line| line.chunks(LOG_LINE_BYTES_MAX)) {
+            if !state.send_output(piece.len(), |id| Reply::Log { id, stream, text: piece }) {
+                return;
             }
-        }
-        if *log_bytes_left == 0 && channel_error.is_none() {
-            let text = b"(further output of this evaluation is dropped)";
-            *channel_error = channel.send(&Reply::Log { id, stream, text }).err();
         }
     }
 
@@ -177,13 +172,29 @@ impl State {
     /// Passes a log record on, as far as the bound on output goes. The guest does not
     /// learn what became of it.
     fn trace(&mut self, record: &[u8]) -> Result<Vec<u8>, String> {
-        if let (Some(id), Some(left)) =
-            (self.evaluation, self.log_bytes_left.checked_sub(record.len()))
-        {
-            self.log_bytes_left = left;
-            self.channel_error = self.channel.send(&Reply::Trace { id, record }).err();
-        }
+        self.send_output(record.len(), |id| Reply::Trace { id, record });
         Ok(Vec::new())
+    }
+
+    /// Sends a line or record of this length if there is still room for it in the log, and
+    /// whether there was. The first that finds none is replaced by a remark.
+    fn send_output<'a>(
+        &mut self,
+        length: usize,
+        message: impl FnOnce(EvaluationId) -> Reply<'a>,
+    ) -> bool {
+        let Some(id) = self.evaluation else { return false };
+        let Some(left) = self.log_bytes_left else { return false };
+        self.log_bytes_left = left.checked_sub(log_cost(length));
+        let message = match self.log_bytes_left {
+            Some(_) => message(id),
+            None => Reply::Log { id, stream: LogStream::Console, text: LOG_IS_FULL },
+        };
+        if let Err(error) = self.channel.send(&message) {
+            self.channel_error = Some(error);
+            self.log_bytes_left = None;
+        }
+        self.log_bytes_left.is_some()
     }
 
     fn exchange(

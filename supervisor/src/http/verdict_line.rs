@@ -7,6 +7,7 @@ use super::Peer;
 use super::route::Endpoint;
 use crate::admission::request::ReviewRequest;
 use crate::admission::{Decision, Failure};
+use crate::log::shorten;
 use crate::policy::{Done, Policy};
 
 /// What the line says beside the verdict itself.
@@ -23,7 +24,7 @@ impl VerdictLine<'_> {
         let Decision { response, verdict } = decision;
         let failure = verdict.failure.as_ref().map(Failure::to_string);
         tracing::info!(
-            request_uid = self.review.uid(),
+            request_uid = shorten(self.review.uid()),
             policy = self.policy.spec.name.as_str(),
             endpoint = self.endpoint.name(),
             allowed = response.allowed,
@@ -31,8 +32,8 @@ impl VerdictLine<'_> {
             accepted = verdict.allowed,
             mutated = verdict.mutated,
             code = verdict.code,
-            reason = verdict.message.as_deref().filter(|_| failure.is_none()),
-            failure,
+            reason = verdict.message.as_deref().filter(|_| failure.is_none()).map(shorten),
+            failure = failure.as_deref().map(shorten),
             queue_us = done.map(|done| micros(done.queued)),
             guest_us = done.and_then(Done::guest_micros),
             worker_us = done.map(|done| micros(done.worked)),
@@ -45,11 +46,11 @@ impl VerdictLine<'_> {
 
     pub(super) fn log_exempt(&self) {
         tracing::info!(
-            request_uid = self.review.uid(),
+            request_uid = shorten(self.review.uid()),
             policy = self.policy.spec.name.as_str(),
             endpoint = self.endpoint.name(),
             allowed = true,
-            namespace = self.review.namespace(),
+            namespace = self.review.namespace().map(shorten),
             total_us = micros(self.started.elapsed()),
             peer_uid = self.peer.uid,
             peer_gid = self.peer.gid,

@@ -58,6 +58,16 @@ impl Done {
         }
     }
 
+    /// How much there is to parse, in bytes.
+    pub(crate) fn answer_bytes(&self) -> usize {
+        match &self.answer {
+            Ok(Answer::Verdict { response, diagnostics, .. }) => {
+                response.len().max(diagnostics.len())
+            }
+            Ok(Answer::Failure(_)) | Err(_) => 0,
+        }
+    }
+
     /// What a WASI guest wrote to stderr beside its answer, as far as a log line goes.
     fn unread_diagnostics(&self) -> Option<String> {
         let Ok(Answer::Verdict { response, diagnostics, .. }) = &self.answer else { return None };

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::{Blueprint, Busy, Environment, Job, Policy, QUEUE_TIME_MAX};
 use crate::code::{Code, Compiler};
+use crate::log::shorten;
 use crate::pool::{Action, Event, SlotId};
 use crate::process::{Process, WorkerError, unexpected};
 use crate::sandbox::Weaker;
@@ -165,7 +166,7 @@ impl Station {
                 tracing::warn!(
                     policy = self.policy.name(),
                     request_uid = job.uid,
-                    error,
+                    error = shorten(error),
                     "worker is ended"
                 );
             }

@@ -52,6 +52,7 @@ fn features(config: &mut Config) {
         .wasm_relaxed_simd(false)
         .wasm_tail_call(true)
         .wasm_extended_const(true)
+        .wasm_exceptions(false)
         .wasm_multi_memory(false)
         .wasm_memory64(false);
 }
