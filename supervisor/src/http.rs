@@ -28,7 +28,7 @@ use tokio::time::timeout;
 
 use crate::admission::request::ReviewRequest;
 use crate::admission::response::{AdmissionResponse, raw_body, review_body};
-use crate::admission::{Outcome, PostProcessing, decide};
+use crate::admission::{Decision, Outcome, PostProcessing, decide};
 use crate::config::PolicyMode;
 use crate::listen::AllowedPeers;
 use crate::policy::{Done, Environment, Policy};
@@ -190,23 +190,48 @@ impl Daemon {
         })?;
         let policy = self.policy(id)?;
         let payload = review.take_payload();
-        let line = VerdictLine { endpoint, policy, review: &review, peer, started };
-        if review.namespace().is_some_and(|namespace| self.exempt_namespaces.contains(namespace)) {
-            let response = AdmissionResponse::allow(review.uid());
-            line.log_exempt();
-            return Ok(answer_with(endpoint, &response));
-        }
+        let exempt =
+            review.namespace().is_some_and(|namespace| self.exempt_namespaces.contains(namespace));
+        let (response, verdict, done) = if exempt {
+            (AdmissionResponse::allow(review.uid()), None, None)
+        } else {
+            let (decision, done) = self.ask(policy, endpoint, &review, payload).await?;
+            (decision.response, Some(decision.verdict), done)
+        };
+        let answer = answer_with(endpoint, &response);
+        let line = VerdictLine {
+            endpoint,
+            policy: Arc::clone(policy),
+            request_uid: review.uid().to_owned(),
+            peer,
+            total: started.elapsed(),
+            allowed: response.allowed,
+            verdict,
+            done,
+        };
+        line.write_later();
+        Ok(answer)
+    }
+
+    /// Has the policy judge the request, and decides.
+    async fn ask(
+        &self,
+        policy: &Policy,
+        endpoint: Endpoint,
+        review: &ReviewRequest<'_>,
+        payload: Vec<u8>,
+    ) -> Result<(Decision, Option<Done>), Refusal> {
         let judged = policy.evaluate(payload, review.uid()).await;
         let (done, outcome) = match &judged {
             Ok(Ok(done)) => (Some(done), done.outcome()),
             Ok(Err(busy)) => return Err((*busy).into()),
             Err(failure) => (None, Outcome::Failure(failure.clone())),
         };
-        let decision = placement.at_length(done.map_or(0, Done::answer_bytes), || {
-            decide(&review, outcome, &rules(policy), endpoint.origin())
-        });
-        line.log(&decision, done);
-        Ok(answer_with(endpoint, &decision.response))
+        let decision =
+            self.environment.placement.at_length(done.map_or(0, Done::answer_bytes), || {
+                decide(review, outcome, &rules(policy), endpoint.origin())
+            });
+        Ok((decision, judged.ok().and_then(Result::ok)))
     }
 
     fn policy(&self, id: &str) -> Result<&Arc<Policy>, Refusal> {

@@ -6,6 +6,7 @@ mod cache;
 mod cli;
 mod code;
 mod config;
+mod guest_log;
 mod host_calls;
 mod host_capabilities;
 mod http;

@@ -282,8 +282,8 @@ impl Policy {
         process: &mut Process,
         contract: Contract,
     ) -> Result<(), LoadError> {
-        let done =
-            self.ask(process, contract, Operation::ValidateSettings, "", Duration::ZERO).await;
+        let done = self.ask(process, contract, Operation::ValidateSettings, Duration::ZERO).await;
+        done.log.write(self.name(), "");
         let verdict = environment
             .placement
             .at_length(done.answer_bytes(), || decide_settings(done.outcome()));

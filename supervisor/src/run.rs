@@ -103,6 +103,7 @@ async fn evaluate(
         .await
         .map_err(RunError::Failure)?
         .map_err(|_busy| RunError::Busy)?;
+    done.log.write(NAME, request.uid());
     let rules =
         PostProcessing { policy: NAME, monitor: false, allowed_to_mutate: true, message: None };
     let decision = decide(request, done.outcome(), &rules, Origin::Validate);

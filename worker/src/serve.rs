@@ -1,6 +1,7 @@
 //! The serve role: load one policy, then receive, evaluate, send.
 #![forbid(unsafe_code)]
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use conclave_ipc::exit::WorkerExit;
@@ -61,6 +62,8 @@ pub(crate) fn run(sealed: &Sealed, loaded: Loaded, mut channel: Channel) -> Work
         if let Some(exit) = answer(&session, id, &outcome, started.elapsed()) {
             return exit;
         }
+        // The supervisor may share this processor, and has a client waiting.
+        thread::yield_now();
     }
 }
 

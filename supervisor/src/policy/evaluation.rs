@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use super::Policy;
 use crate::admission::{Failure, Outcome};
-use crate::host_calls::{BoundPassed, HostAccess, HostCall};
+use crate::guest_log::{BoundPassed, GuestLog};
+use crate::host_calls::{HostAccess, HostCall};
 use crate::process::{Process, WorkerError, unexpected};
 
 /// What came of a job.
@@ -21,6 +22,8 @@ pub(crate) struct Done {
     pub(crate) queued: Duration,
     /// Time from handing the job to the worker until its answer.
     pub(crate) worked: Duration,
+    /// What the guest left for the log; nobody has written it yet.
+    pub(crate) log: GuestLog,
 }
 
 /// What a guest said.
@@ -109,24 +112,19 @@ impl Policy {
         process: &mut Process,
         contract: Contract,
         operation: Operation<'_>,
-        uid: &str,
         queued: Duration,
     ) -> Done {
         let started = Instant::now();
-        let mut access = HostAccess::new(self.name(), uid, &self.spec.host_capabilities);
+        let mut access = HostAccess::new(&self.spec.host_capabilities);
         let answer = process
             .until(started + self.time_max, async |process| {
                 converse(process, operation, &mut access).await
             })
             .await;
-        let done = Done { answer, contract, queued, worked: started.elapsed() };
+        let mut done =
+            Done { answer, contract, queued, worked: started.elapsed(), log: access.log };
         if let Some(stderr) = done.unread_diagnostics() {
-            tracing::warn!(
-                policy = self.name(),
-                request_uid = uid,
-                stderr,
-                "policy wrote to stderr"
-            );
+            done.log.diagnostics(stderr);
         }
         done
     }
@@ -147,14 +145,14 @@ async fn converse(
                 return Ok(Answer::Verdict { response, diagnostics, guest_micros });
             }
             Reply::Trace { id: about, record } if about == id => {
-                access.trace(record).map_err(violation)?;
+                access.log.record(record).map_err(violation)?;
                 continue;
             }
             Reply::Failure { id: about, message } if about == id => {
                 return Ok(Answer::Failure(message.to_owned()));
             }
             Reply::Log { id: about, stream, text } if about == id => {
-                access.log(stream, text).map_err(violation)?;
+                access.log.output(stream, text).map_err(violation)?;
                 continue;
             }
             Reply::HostCall { id: about, binding, namespace, operation, .. } if about == id => {

@@ -157,8 +157,7 @@ impl Station {
         }
         let operation = Operation::Validate(&job.payload);
         let in_flight = process.take_seat(&self.environment.placement);
-        let done =
-            self.policy.ask(process, self.blueprint.contract, operation, &job.uid, queued).await;
+        let done = self.policy.ask(process, self.blueprint.contract, operation, queued).await;
         drop(in_flight);
         let lost = done.answer.as_ref().err().map(ToString::to_string);
         match &lost {
@@ -173,7 +172,10 @@ impl Station {
             // Before the answer: whoever gets it may ask again at once.
             None => self.report_alive(Event::Finished(self.slot)),
         }
-        drop(job.reply.send(Ok(done)));
+        if let Err(Ok(unwanted)) = job.reply.send(Ok(done)) {
+            // The client has left; what its request made the guest say is still news.
+            unwanted.log.write(self.policy.name(), &job.uid);
+        }
         lost.is_none()
     }
 
