@@ -68,15 +68,25 @@ impl<S: Read + Write> WorkerEnd<S> {
         }
     }
 
+    /// Lets go of the last message, and of memory that only a large one needed.
+    ///
+    /// # Errors
+    /// What follows it is no frame.
+    pub fn release(&mut self) -> Result<(), ChannelError> {
+        if self.handed_out {
+            self.handed_out = false;
+            self.incoming.consume()?;
+        }
+        frame::shrink(&mut self.outgoing);
+        Ok(())
+    }
+
     /// Waits for the next message; the previous one is gone.
     ///
     /// # Errors
     /// [`ChannelError::Closed`] is the orderly end.
     pub fn receive(&mut self) -> Result<Request<'_>, ChannelError> {
-        if self.handed_out {
-            self.handed_out = false;
-            self.incoming.consume()?;
-        }
+        self.release()?;
         while self.incoming.body().is_none() {
             match self.stream.read(self.incoming.space()) {
                 Ok(0) if self.incoming.is_empty() => return Err(ChannelError::Closed),

@@ -10,7 +10,7 @@ use crate::limits::FRAME_BYTES_MAX;
 /// Bytes of the length in front of every body.
 const HEADER_BYTES: usize = 4;
 
-/// What a receive buffer starts with and returns to: one page more than most requests.
+/// What a receive buffer starts with and returns to: more than most requests need.
 const BUFFER_BYTES_KEPT: usize = 64 << 10;
 
 const CONFIG: Configuration<LittleEndian, Varint, Limit<FRAME_BYTES_MAX>> =
@@ -78,6 +78,13 @@ pub fn encode<M: Encode>(message: &M, limit: usize, out: &mut Vec<u8>) -> Result
         *place = header.to_le_bytes();
     }
     Ok(())
+}
+
+/// Gives back a send buffer's memory if a large message made it grow.
+pub fn shrink(out: &mut Vec<u8>) {
+    if out.capacity() > BUFFER_BYTES_KEPT {
+        *out = Vec::new();
+    }
 }
 
 /// The message in a frame's body.

@@ -207,10 +207,32 @@ impl Process {
         frame::encode(request, FRAME_BYTES_MAX, &mut self.outgoing)
             .map_err(WorkerError::Unsendable)?;
         self.stream.write_all(&self.outgoing).await.map_err(WorkerError::Channel)?;
-        if self.outgoing.capacity() > OUTGOING_BYTES_KEPT {
-            self.outgoing = Vec::new();
-        }
         Ok(())
+    }
+
+    /// Lets go of the last message, and of memory that only a large one needed.
+    ///
+    /// # Errors
+    /// What follows it is no frame.
+    fn release(&mut self) -> Result<(), WorkerError> {
+        if self.handed_out {
+            self.handed_out = false;
+            self.incoming.consume().map_err(WorkerError::BadFrame)?;
+        }
+        frame::shrink(&mut self.outgoing);
+        Ok(())
+    }
+
+    /// Lets go of the last message, after which there must be no other.
+    ///
+    /// # Errors
+    /// There is one.
+    pub(crate) fn rest(&mut self) -> Result<(), WorkerError> {
+        self.release()?;
+        if self.incoming.is_empty() {
+            return Ok(());
+        }
+        Err(WorkerError::Violation("more after its last word".to_owned()))
     }
 
     /// Waits for the next message; the previous one is gone.
@@ -218,10 +240,7 @@ impl Process {
     /// # Errors
     /// A bad frame, or a channel that is broken or closed.
     pub(crate) async fn receive(&mut self) -> Result<Reply<'_>, WorkerError> {
-        if self.handed_out {
-            self.handed_out = false;
-            self.incoming.consume().map_err(WorkerError::BadFrame)?;
-        }
+        self.release()?;
         while self.incoming.body().is_none() {
             match self.stream.read(self.incoming.space()).await {
                 Ok(0) => return Err(WorkerError::Channel(io::ErrorKind::UnexpectedEof.into())),
@@ -262,9 +281,6 @@ impl Process {
         }
     }
 }
-
-/// A send buffer larger than this is given back after use.
-const OUTGOING_BYTES_KEPT: usize = 1 << 20;
 
 /// How long a process may take to end after its channel is closed.
 const DEATH_TIME_MAX: Duration = Duration::from_millis(100);

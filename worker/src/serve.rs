@@ -51,6 +51,9 @@ pub(crate) fn run(sealed: &Sealed, loaded: Loaded, mut channel: Channel) -> Work
     let mut policy = Policy::new(loaded.template, session.clone());
     loop {
         // Off the critical path: the supervisor has its answer already.
+        if let Err(error) = session.release() {
+            return exit_for(&error);
+        }
         policy.prepare();
         let (id, job) = match session.next(|operation| Job::new(operation, policy.settings())) {
             Ok(Some(next)) => next,

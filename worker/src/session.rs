@@ -96,6 +96,11 @@ impl Session {
         Ok(Some((id, taken)))
     }
 
+    /// Lets go of the last message.
+    pub(crate) fn release(&self) -> Result<(), ChannelError> {
+        self.state().channel.release()
+    }
+
     /// The bound that the current evaluation ran into, if any.
     pub(crate) fn take_breach(&self) -> Option<Breach> {
         self.state().breach.take()

@@ -118,7 +118,9 @@ impl Policy {
         let mut access = HostAccess::new(&self.spec.host_capabilities);
         let answer = process
             .until(started + self.time_max, async |process| {
-                converse(process, operation, &mut access).await
+                let answer = converse(process, operation, &mut access).await?;
+                process.rest()?;
+                Ok(answer)
             })
             .await;
         let mut done =
