@@ -15,7 +15,6 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -25,6 +24,7 @@ use conclave_ipc::limits::{CODE_BYTES_MAX, METADATA_BYTES_MAX};
 use conclave_ipc::message::{ModuleFacts, ModuleShape};
 use nix::unistd::geteuid;
 use sha2::{Digest, Sha256};
+use thiserror::Error;
 
 use crate::code::Code;
 use crate::config::Sha256Digest;
@@ -39,9 +39,10 @@ const FACTS_BYTES: usize = 6;
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// Why an entry is of no use.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum CacheError {
     /// The directory is not the daemon's alone.
+    #[error("{} can't hold the cache: {what}", .path.display())]
     Shared {
         /// The directory.
         path: PathBuf,
@@ -49,24 +50,12 @@ pub(crate) enum CacheError {
         what: String,
     },
     /// The entry is not what was written.
+    #[error("cache entry is damaged: {0}")]
     Damaged(&'static str),
     /// Reading or writing failed.
+    #[error("cache can't be used: {0}")]
     Io(io::Error),
 }
-
-impl fmt::Display for CacheError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Shared { path, what } => {
-                write!(f, "{} can't hold the cache: {what}", path.display())
-            }
-            Self::Damaged(what) => write!(f, "cache entry is damaged: {what}"),
-            Self::Io(error) => write!(f, "cache can't be used: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for CacheError {}
 
 impl From<io::Error> for CacheError {
     fn from(error: io::Error) -> Self {

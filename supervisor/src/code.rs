@@ -1,7 +1,6 @@
 //! From a module to native code: out of the cache, or out of a locked-up compiler.
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -13,6 +12,7 @@ use conclave_ipc::Role;
 use conclave_ipc::layers::{Layer, Layers};
 use conclave_ipc::limits::{CODE_BYTES_MAX, MODULE_BYTES_MAX};
 use conclave_ipc::message::{ModuleFacts, Reply, Request};
+use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
@@ -69,39 +69,31 @@ impl ModuleBytes {
 }
 
 /// Why there is no native code.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum CompileError {
     /// The compiling worker failed, or found the module bad.
+    #[error(transparent)]
     Worker(WorkerError),
+    /// The compiling worker took too long.
+    #[error("compilation took longer than its limit")]
+    Deadline,
     /// The compiling worker is less locked up than it must be.
-    Weaker(Weaker),
+    #[error(transparent)]
+    Weaker(#[from] Weaker),
     /// The code has another length than was announced, or is too long.
+    #[error("compiler announced code of another length than {0} bytes")]
     WrongLength(u64),
     /// Memory files can't be made.
+    #[error("no memory for the compiler: {0}")]
     Io(io::Error),
 }
 
-impl fmt::Display for CompileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Worker(WorkerError::Deadline) => {
-                f.write_str("compilation took longer than its limit")
-            }
-            Self::Worker(error) => write!(f, "{error}"),
-            Self::Weaker(error) => write!(f, "{error}"),
-            Self::WrongLength(length) => {
-                write!(f, "compiler announced code of another length than {length} bytes")
-            }
-            Self::Io(error) => write!(f, "no memory for the compiler: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for CompileError {}
-
 impl From<WorkerError> for CompileError {
     fn from(error: WorkerError) -> Self {
-        Self::Worker(error)
+        match error {
+            WorkerError::Deadline => Self::Deadline,
+            error => Self::Worker(error),
+        }
     }
 }
 
@@ -180,9 +172,7 @@ impl Compiler {
             Some(output.as_fd()),
         )
         .await?;
-        self.sandbox
-            .require(report.layers, Layers::NONE.with(Layer::WriteExecuteDenied))
-            .map_err(CompileError::Weaker)?;
+        self.sandbox.require(report.layers, Layers::NONE.with(Layer::WriteExecuteDenied))?;
         let (code_bytes, metadata, facts) =
             process.until(started + self.time_max, request_code).await?;
         // The compiler must be gone before its output is sealed, or it could still write.

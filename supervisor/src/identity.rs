@@ -2,12 +2,12 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::CString;
-use std::fmt;
 use std::io;
 
 use caps::CapSet;
 use nix::sys::prctl;
 use nix::unistd::{User, geteuid, initgroups, setresgid, setresuid};
+use thiserror::Error;
 
 /// The account that a package makes for the daemon.
 const OWN_ACCOUNT: &str = "conclave";
@@ -16,32 +16,21 @@ const OWN_ACCOUNT: &str = "conclave";
 const LAST_RESORT: &str = "nobody";
 
 /// Why the process can't give up root.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum IdentityError {
     /// There is no such account.
+    #[error("there is no user {0:?}")]
     NoAccount(String),
     /// The account is root's.
+    #[error("user {0:?} is root; no process of Conclave runs as root")]
     StillRoot(String),
     /// A user was named, but only root can become another user.
+    #[error("--user {0}: only root can become another user")]
     NotRoot(String),
     /// A step failed.
+    #[error("can't give up root: {0}: {1}")]
     Step(&'static str, io::Error),
 }
-
-impl fmt::Display for IdentityError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoAccount(name) => write!(f, "there is no user {name:?}"),
-            Self::StillRoot(name) => {
-                write!(f, "user {name:?} is root; no process of Conclave runs as root")
-            }
-            Self::NotRoot(name) => write!(f, "--user {name}: only root can become another user"),
-            Self::Step(step, error) => write!(f, "can't give up root: {step}: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for IdentityError {}
 
 /// Gives up root for good if the process has it, and from then on can't gain a privilege
 /// and can't be looked into by other processes of its user. Returns the account's name if

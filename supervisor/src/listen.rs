@@ -1,7 +1,6 @@
 //! The Unix socket that clients connect to: made, guarded, and removed again.
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -10,36 +9,26 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Group, chown};
+use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::net::unix::UCred;
 
 /// Why there is no socket.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum ListenError {
     /// Somebody answers on it.
+    #[error("another process listens on {}", .0.display())]
     InUse(PathBuf),
     /// Something that is not a socket is in the way.
+    #[error("{} exists and is not a socket", .0.display())]
     NotASocket(PathBuf),
     /// There is no such group.
+    #[error("there is no group {0:?} for the socket")]
     NoGroup(String),
     /// A step failed.
-    Step { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("can't {what} {}: {cause}", .path.display())]
+    Step { what: &'static str, path: PathBuf, cause: io::Error },
 }
-
-impl fmt::Display for ListenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::InUse(path) => write!(f, "another process listens on {}", path.display()),
-            Self::NotASocket(path) => write!(f, "{} exists and is not a socket", path.display()),
-            Self::NoGroup(name) => write!(f, "there is no group {name:?} for the socket"),
-            Self::Step { what, path, source } => {
-                write!(f, "can't {what} {}: {source}", path.display())
-            }
-        }
-    }
-}
-
-impl std::error::Error for ListenError {}
 
 /// A socket that we made. Dropping it removes it, unless another took its place.
 #[derive(Debug)]
@@ -56,7 +45,7 @@ impl Socket {
     /// See [`ListenError`].
     pub(crate) fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<Self, ListenError> {
         let step = |what: &'static str| {
-            move |source: io::Error| ListenError::Step { what, path: path.to_owned(), source }
+            move |cause: io::Error| ListenError::Step { what, path: path.to_owned(), cause }
         };
         remove_stale(path)?;
         // Nobody can connect before the permissions are the right ones.
@@ -102,7 +91,7 @@ fn identity_of(path: &Path) -> io::Result<(u64, u64)> {
 /// Removes a socket that a daemon left behind that did not end in order.
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
     let step = |what: &'static str| {
-        move |source: io::Error| ListenError::Step { what, path: path.to_owned(), source }
+        move |cause: io::Error| ListenError::Step { what, path: path.to_owned(), cause }
     };
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

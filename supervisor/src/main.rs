@@ -61,8 +61,9 @@ fn main() -> ExitCode {
     code
 }
 
-/// Why the command failed, on standard error whatever the log level is. The errors of this
-/// program name their causes themselves.
+/// Why the command failed, on standard error whatever the log level is. This line is all there
+/// is to print, for it is the rule of this program that the `Display` of an error names the
+/// cause itself. So no field is a `#[source]`, or called `source`, which thiserror takes for one.
 #[expect(clippy::print_stderr, reason = "the last words of a command line program")]
 fn complain(error: &dyn Error) {
     eprintln!("conclave: {error}");

@@ -4,11 +4,11 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use conclave_ipc::message::{Contract, ModuleShape};
 use semver::Version;
 use serde::Deserialize;
+use thiserror::Error;
 
 /// The Kubewarden release whose policies are understood, as (major, minor); a policy's
 /// `minimumKubewardenVersion` is compared with it.
@@ -72,50 +72,37 @@ struct Resource {
 }
 
 /// Why a module can't be run as a policy.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum MetadataError {
     /// The section does not hold a document of the right shape.
+    #[error("metadata of the policy is malformed: {0}")]
     Malformed(serde_json::Error),
     /// A waPC policy says nothing about its protocol.
+    #[error(
+        "Policy is missing protocol version, which is required for KubewardenWapc execution mode"
+    )]
     NoProtocolVersion,
     /// A waPC policy speaks another protocol.
+    #[error("Policy uses protocol version {0:?} but only V1 is supported")]
     ProtocolVersion(String),
     /// The policy wants a newer host.
+    #[error(
+        "Policy required Kubewarden version {} but is running on {}.{}",
+        .0, KUBEWARDEN_VERSION.0, KUBEWARDEN_VERSION.1
+    )]
     TooNew(Version),
     /// Nobody knows how to run it, or this version does not.
+    #[error("unsupported execution mode {0:?} (supported: kubewarden-wapc, wasi)")]
     ExecutionMode(String),
     /// The metadata does not say how to run it, and neither do the exports.
+    #[error(
+        "the module has no metadata and exports neither __guest_call nor _start: say how to run it"
+    )]
     UnknownContract,
     /// A Rego module; two modes look the same.
+    #[error("Rego modules are not supported by this version")]
     Rego,
 }
-
-impl fmt::Display for MetadataError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Malformed(error) => write!(f, "metadata of the policy is malformed: {error}"),
-            Self::NoProtocolVersion => f.write_str(
-                "Policy is missing protocol version, which is required for KubewardenWapc execution mode",
-            ),
-            Self::ProtocolVersion(version) => {
-                write!(f, "Policy uses protocol version {version:?} but only V1 is supported")
-            }
-            Self::TooNew(version) => {
-                let (major, minor) = KUBEWARDEN_VERSION;
-                write!(f, "Policy required Kubewarden version {version} but is running on {major}.{minor}")
-            }
-            Self::ExecutionMode(mode) => {
-                write!(f, "unsupported execution mode {mode:?} (supported: kubewarden-wapc, wasi)")
-            }
-            Self::UnknownContract => f.write_str(
-                "the module has no metadata and exports neither __guest_call nor _start: say how to run it",
-            ),
-            Self::Rego => f.write_str("Rego modules are not supported by this version"),
-        }
-    }
-}
-
-impl std::error::Error for MetadataError {}
 
 /// What says how modules are run.
 #[derive(Debug)]

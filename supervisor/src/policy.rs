@@ -8,11 +8,11 @@ mod evaluation;
 mod station;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use conclave_ipc::message::{Contract, FaultClass, Operation};
+use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -72,43 +72,29 @@ enum Status {
 }
 
 /// Why a policy can't serve. `Display` is what its requests are answered.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum LoadError {
     /// The module can't be read.
-    Module { path: String, source: std::io::Error },
+    #[error("bootstrap failure: can't read module {path}: {cause}")]
+    Module { path: String, cause: std::io::Error },
     /// The module is not the one that the configuration pins.
+    #[error(
+        "bootstrap failure: the module's digest is {actual}, but the configuration pins {expected}"
+    )]
     Digest { expected: String, actual: String },
     /// The module can't be compiled.
+    #[error("bootstrap failure: {0}")]
     Compile(CompileError),
     /// The module can't be run as a policy.
+    #[error("bootstrap failure: {0}")]
     Metadata(MetadataError),
     /// No worker can host it.
+    #[error("bootstrap failure: {0}")]
     Worker(StartError),
     /// The policy refuses its settings.
+    #[error("Policy settings are invalid: {0}")]
     Settings(String),
 }
-
-impl fmt::Display for LoadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Module { path, source } => {
-                write!(f, "bootstrap failure: can't read module {path}: {source}")
-            }
-            Self::Digest { expected, actual } => {
-                write!(
-                    f,
-                    "bootstrap failure: the module's digest is {actual}, but the configuration pins {expected}"
-                )
-            }
-            Self::Compile(error) => write!(f, "bootstrap failure: {error}"),
-            Self::Metadata(error) => write!(f, "bootstrap failure: {error}"),
-            Self::Worker(error) => write!(f, "bootstrap failure: {error}"),
-            Self::Settings(message) => write!(f, "Policy settings are invalid: {message}"),
-        }
-    }
-}
-
-impl std::error::Error for LoadError {}
 
 /// Why a job was not done; the request can be tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -264,8 +250,8 @@ impl Policy {
     async fn read_module(&self) -> Result<ModuleBytes, LoadError> {
         let path = self.spec.module.clone();
         let read = tokio::task::spawn_blocking(move || ModuleBytes::read(&path)).await;
-        let module = read.map_err(std::io::Error::other).flatten().map_err(|source| {
-            LoadError::Module { path: self.spec.module.display().to_string(), source }
+        let module = read.map_err(std::io::Error::other).flatten().map_err(|cause| {
+            LoadError::Module { path: self.spec.module.display().to_string(), cause }
         })?;
         match self.spec.digest {
             Some(expected) if expected != module.digest => Err(LoadError::Digest {

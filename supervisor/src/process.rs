@@ -18,6 +18,7 @@ use conclave_ipc::message::{Confinement, EvaluationId, FaultClass, Reply, Reques
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
+use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -30,15 +31,19 @@ use crate::spawn::{LifeGuard, Spawned, Spawner, describe_failed_spawn, register}
 const START_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Why a worker is of no more use. Every case ends it.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum WorkerError {
     /// It could not be started.
+    #[error("worker can't be started: {0}")]
     Spawn(io::Error),
     /// Its deadline passed.
+    #[error("worker missed its deadline")]
     Deadline,
     /// It ended by itself.
+    #[error("worker {0}")]
     Died(Death),
     /// It reported that its policy broke.
+    #[error("{}: {message}", .class.name())]
     Fault {
         /// What kind of thing broke.
         class: FaultClass,
@@ -46,31 +51,18 @@ pub(crate) enum WorkerError {
         message: String,
     },
     /// It sent what it may not send now.
+    #[error("worker broke the protocol: {0}")]
     Violation(String),
     /// It sent a frame that is none.
+    #[error("worker broke the protocol: {0}")]
     BadFrame(FrameError),
     /// The message for it is too large.
+    #[error("message can't be sent: {0}")]
     Unsendable(FrameError),
     /// The channel failed.
+    #[error("channel to the worker failed: {0}")]
     Channel(io::Error),
 }
-
-impl fmt::Display for WorkerError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Spawn(error) => write!(f, "worker can't be started: {error}"),
-            Self::Deadline => f.write_str("worker missed its deadline"),
-            Self::Died(death) => write!(f, "worker {death}"),
-            Self::Fault { class, message } => write!(f, "{}: {message}", class.name()),
-            Self::Violation(what) => write!(f, "worker broke the protocol: {what}"),
-            Self::BadFrame(error) => write!(f, "worker broke the protocol: {error}"),
-            Self::Unsendable(error) => write!(f, "message can't be sent: {error}"),
-            Self::Channel(error) => write!(f, "channel to the worker failed: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for WorkerError {}
 
 /// How a worker process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,13 +2,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use conclave_ipc::limits::{REQUEST_BYTES_CEILING, SETTINGS_BYTES_MAX};
+use thiserror::Error;
 
 use crate::admission::body::BodyError;
 use crate::admission::request::ReviewRequest;
@@ -24,65 +24,51 @@ use crate::startup::{self, StartupError};
 const NAME: &str = "policy";
 
 /// Why there is no verdict.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum RunError {
     /// The process can't run workers.
-    Startup(StartupError),
+    #[error(transparent)]
+    Startup(#[from] StartupError),
     /// A file can't be read.
-    Input { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("can't read the {what} {}: {cause}", .path.display())]
+    Input { what: &'static str, path: PathBuf, cause: io::Error },
     /// The settings are not a mapping.
-    Settings(ConfigError),
+    #[error(transparent)]
+    Settings(#[from] ConfigError),
     /// The module is not named by a file.
+    #[error("{0}")]
     Module(String),
     /// The request is not one.
-    Request(BodyError),
+    #[error(transparent)]
+    Request(#[from] BodyError),
     /// The policy can't be run.
-    Load(LoadError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// The policy went away.
+    #[error("{0}")]
     Failure(Failure),
     /// The worker did not become free, which can't be with one request.
+    #[error("no worker became free")]
     Busy,
     /// Standard output can't be written to.
+    #[error("can't write the verdict: {0}")]
     Output(io::Error),
 }
-
-impl fmt::Display for RunError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Startup(error) => write!(f, "{error}"),
-            Self::Input { what, path, source } => {
-                write!(f, "can't read the {what} {}: {source}", path.display())
-            }
-            Self::Settings(error) => write!(f, "{error}"),
-            Self::Module(error) => write!(f, "{error}"),
-            Self::Request(error) => write!(f, "{error}"),
-            Self::Load(error) => write!(f, "{error}"),
-            Self::Failure(failure) => write!(f, "{failure}"),
-            Self::Busy => f.write_str("no worker became free"),
-            Self::Output(error) => write!(f, "can't write the verdict: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for RunError {}
 
 /// Evaluates one request and prints the verdict.
 ///
 /// # Errors
 /// There is no verdict, and why.
 pub(crate) fn run(options: &RunOptions) -> Result<(), RunError> {
-    let prepared = startup::prepare(&options.workers_options).map_err(RunError::Startup)?;
+    let prepared = startup::prepare(&options.workers_options)?;
     let body = read_request(&options.request_path)?;
-    let request = parse_request(&body, options.raw).map_err(RunError::Request)?;
+    let request = parse_request(&body, options.raw)?;
     let spec = policy_spec(options)?;
 
-    let runtime = startup::runtime().map_err(RunError::Startup)?;
+    let runtime = startup::runtime()?;
     let line = runtime.block_on(async {
         let execution = Execution::Chosen(options.execution_mode.clone());
-        let environment = prepared
-            .environment(&options.workers_options, 1, execution)
-            .await
-            .map_err(RunError::Startup)?;
+        let environment = prepared.environment(&options.workers_options, 1, execution).await?;
         let environment = Arc::new(environment);
         let line = evaluate(&environment, spec, &request).await;
         environment.end_workers().await;
@@ -97,7 +83,7 @@ async fn evaluate(
     request: &ReviewRequest<'_>,
 ) -> Result<String, RunError> {
     let policy = Arc::new(Policy::new(spec, environment));
-    policy.load(environment).await.map_err(RunError::Load)?;
+    policy.load(environment).await?;
     let done = policy
         .evaluate(request.payload().to_vec(), request.uid())
         .await
@@ -118,16 +104,15 @@ async fn evaluate(
 
 fn policy_spec(options: &RunOptions) -> Result<PolicySpec, RunError> {
     let settings = match (&options.settings_json, &options.settings_path) {
-        (Some(json), _) => config::settings_document(Path::new("--settings-json"), json)
-            .map_err(RunError::Settings)?,
+        (Some(json), _) => config::settings_document(Path::new("--settings-json"), json)?,
         (None, Some(path)) => {
             let text = read_bounded(path, SETTINGS_BYTES_MAX, "settings")?;
             let text = String::from_utf8(text).map_err(|error| RunError::Input {
                 what: "settings",
                 path: path.clone(),
-                source: io::Error::other(error),
+                cause: io::Error::other(error),
             })?;
-            config::settings_document(path, &text).map_err(RunError::Settings)?
+            config::settings_document(path, &text)?
         }
         (None, None) => "{}".to_owned(),
     };
@@ -158,7 +143,7 @@ fn read_request(path: &Path) -> Result<Vec<u8>, RunError> {
 
 /// Reads a file, or standard input for `-`, up to a limit.
 fn read_bounded(path: &Path, limit: usize, what: &'static str) -> Result<Vec<u8>, RunError> {
-    let failed = |source| RunError::Input { what, path: path.to_owned(), source };
+    let failed = |cause| RunError::Input { what, path: path.to_owned(), cause };
     let source: Box<dyn Read> = if path == Path::new("-") {
         Box::new(io::stdin())
     } else {

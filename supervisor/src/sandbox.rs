@@ -6,6 +6,7 @@ use std::fmt;
 use conclave_ipc::Role;
 use conclave_ipc::layers::{Layer, Layers};
 use conclave_ipc::message::Confinement;
+use thiserror::Error;
 
 use crate::process::{Process, WorkerError};
 use crate::spawn::Spawner;
@@ -26,42 +27,29 @@ pub(crate) struct Sandbox {
 }
 
 /// Why the sandbox is not good enough to start.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum SandboxError {
     /// The trial worker failed.
+    #[error("no worker can be locked up here: {0}")]
     Trial(WorkerError),
     /// Layers are missing and the mode is strict.
+    #[error(fmt = list_missing)]
     Missing(Vec<Layer>),
 }
 
-impl fmt::Display for SandboxError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Trial(error) => write!(f, "no worker can be locked up here: {error}"),
-            Self::Missing(layers) => {
-                f.write_str("this host lacks layers of the sandbox:")?;
-                for layer in layers {
-                    write!(f, "\n  {}: {}", layer.name(), advice(*layer))?;
-                }
-                f.write_str("\nstart with --sandbox best-effort to do without")
-            }
-        }
+/// The layers, each on a line of its own with the way to get it.
+fn list_missing(layers: &[Layer], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    f.write_str("this host lacks layers of the sandbox:")?;
+    for layer in layers {
+        write!(f, "\n  {}: {}", layer.name(), advice(*layer))?;
     }
+    f.write_str("\nstart with --sandbox best-effort to do without")
 }
-
-impl std::error::Error for SandboxError {}
 
 /// A worker that lacks a layer that the trial worker had. It is ended.
-#[derive(Debug)]
+#[derive(Debug, Error)]
+#[error("worker lacks layers of the sandbox: {}", names(.0))]
 pub(crate) struct Weaker(Vec<Layer>);
-
-impl fmt::Display for Weaker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "worker lacks layers of the sandbox: {}", names(&self.0))
-    }
-}
-
-impl std::error::Error for Weaker {}
 
 /// How to get a layer.
 const fn advice(layer: Layer) -> &'static str {

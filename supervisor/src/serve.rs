@@ -2,11 +2,11 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 
 use sd_notify::NotifyState;
+use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -31,45 +31,34 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const WORKERS_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Why the daemon can't serve.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum ServeError {
     /// The process can't run workers.
-    Startup(StartupError),
+    #[error(transparent)]
+    Startup(#[from] StartupError),
     /// The configuration is wrong.
-    Config(ConfigError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The socket can't be had.
-    Listen(ListenError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The signal handlers can't be had.
+    #[error("can't start {0}: {1}")]
     Io(&'static str, io::Error),
 }
-
-impl fmt::Display for ServeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Startup(error) => write!(f, "{error}"),
-            Self::Config(error) => write!(f, "{error}"),
-            Self::Listen(error) => write!(f, "{error}"),
-            Self::Io(what, error) => write!(f, "can't start {what}: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for ServeError {}
 
 /// Serves until it is told to stop.
 ///
 /// # Errors
 /// It could not start. A policy that can't be loaded is no such error: the others serve.
 pub(crate) fn run(options: &ServeOptions) -> Result<(), ServeError> {
-    let prepared = startup::prepare(&options.workers_options).map_err(ServeError::Startup)?;
-    let specs = config::load(&options.policies).map_err(ServeError::Config)?;
-    let runtime = startup::runtime().map_err(ServeError::Startup)?;
+    let prepared = startup::prepare(&options.workers_options)?;
+    let specs = config::load(&options.policies)?;
+    let runtime = startup::runtime()?;
     runtime.block_on(async {
         let workers = options.workers.map_or_else(startup::processors, usize::from);
-        let environment = prepared
-            .environment(&options.workers_options, workers, Execution::Metadata)
-            .await
-            .map_err(ServeError::Startup)?;
+        let environment =
+            prepared.environment(&options.workers_options, workers, Execution::Metadata).await?;
         serve(options, Arc::new(environment), specs).await
     })
 }
@@ -81,8 +70,7 @@ async fn serve(
 ) -> Result<(), ServeError> {
     let mut stop = StopSignals::new().map_err(|error| ServeError::Io("signal handling", error))?;
     let socket =
-        Socket::bind(&options.socket, options.socket_mode, options.socket_group.as_deref())
-            .map_err(ServeError::Listen)?;
+        Socket::bind(&options.socket, options.socket_mode, options.socket_group.as_deref())?;
     let policies: Vec<_> =
         specs.into_iter().map(|spec| Arc::new(Policy::new(spec, &environment))).collect();
     let daemon = Arc::new(daemon(options, &environment, &policies));

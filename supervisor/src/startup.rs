@@ -1,13 +1,13 @@
 //! From a process as it was started to one that can run workers; the same for all commands.
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use thiserror::Error;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 
@@ -25,36 +25,21 @@ use crate::spawn::{Program, Spawner};
 const WORKER_NAME: &str = "conclave-worker";
 
 /// Why the process can't run workers.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum StartupError {
     /// The worker program can't be opened.
-    Worker { path: PathBuf, source: io::Error },
+    #[error("can't open the worker program {}: {cause} (--worker names another)", .path.display())]
+    Worker { path: PathBuf, cause: io::Error },
     /// Root can't be given up.
-    Identity(IdentityError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The host does not give a good enough sandbox.
-    Sandbox(SandboxError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// A thread can't be started, or alike.
+    #[error("can't start {0}: {1}")]
     Io(&'static str, io::Error),
 }
-
-impl fmt::Display for StartupError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Worker { path, source } => {
-                write!(
-                    f,
-                    "can't open the worker program {}: {source} (--worker names another)",
-                    path.display()
-                )
-            }
-            Self::Identity(error) => write!(f, "{error}"),
-            Self::Sandbox(error) => write!(f, "{error}"),
-            Self::Io(what, error) => write!(f, "can't start {what}: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for StartupError {}
 
 /// A process that has given up root and can start workers.
 #[derive(Debug)]
@@ -70,8 +55,8 @@ pub(crate) struct Prepared {
 /// See [`StartupError`].
 pub(crate) fn prepare(options: &WorkerOptions) -> Result<Prepared, StartupError> {
     let path = options.worker.clone().unwrap_or_else(worker_beside_us);
-    let program = Program::open(&path).map_err(|source| StartupError::Worker { path, source })?;
-    let became = identity::give_up_root(options.user.as_deref()).map_err(StartupError::Identity)?;
+    let program = Program::open(&path).map_err(|cause| StartupError::Worker { path, cause })?;
+    let became = identity::give_up_root(options.user.as_deref())?;
     if let Some(user) = &became {
         tracing::info!(user = user.as_str(), "started as root, went on as another user");
     }
@@ -112,9 +97,7 @@ impl Prepared {
         workers: usize,
         execution: Execution,
     ) -> Result<Environment, StartupError> {
-        let sandbox = Sandbox::try_out(&self.spawner, options.sandbox)
-            .await
-            .map_err(StartupError::Sandbox)?;
+        let sandbox = Sandbox::try_out(&self.spawner, options.sandbox).await?;
         let cache = if options.no_cache { None } else { open_cache(options, self.program) };
         Ok(Environment {
             compiler: Compiler {

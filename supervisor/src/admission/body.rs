@@ -6,11 +6,13 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::error::Category;
 use serde_json::value::RawValue;
+use thiserror::Error;
 
 use super::strict_json::StrictText;
 
 /// Why a body is no request. The text is complete and meant for the client.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0}")]
 pub(crate) enum BodyError {
     /// Not one JSON document in UTF-8, or nested too deep to read: HTTP 400.
     NotJson(String),
@@ -36,15 +38,6 @@ impl From<&serde_json::Error> for BodyError {
         Self::new(error.classify(), error)
     }
 }
-
-impl fmt::Display for BodyError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::NotJson(text) | Self::WrongShape(text)) = self;
-        formatter.write_str(text)
-    }
-}
-
-impl std::error::Error for BodyError {}
 
 /// The body as text, all of it: the JSON reader alone would not look into what it skips.
 ///

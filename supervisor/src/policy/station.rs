@@ -2,7 +2,6 @@
 //! life and sees to its replacement. Nobody else talks to that worker.
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use conclave_ipc::Role;
 use conclave_ipc::layers::{Layer, Layers};
 use conclave_ipc::limits::GUEST_MEMORY_BYTES_DEFAULT;
 use conclave_ipc::message::{Contract, Load, Operation, Reply, Request};
+use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -25,29 +25,14 @@ use crate::sandbox::Weaker;
 const LOAD_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Why a worker does not host the policy.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum StartError {
     /// The worker failed, or found the code bad.
-    Worker(WorkerError),
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
     /// The worker is less locked up than it must be.
-    Weaker(Weaker),
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Worker(error) => write!(f, "{error}"),
-            Self::Weaker(error) => write!(f, "{error}"),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
-
-impl From<WorkerError> for StartError {
-    fn from(error: WorkerError) -> Self {
-        Self::Worker(error)
-    }
+    #[error(transparent)]
+    Weaker(#[from] Weaker),
 }
 
 /// Starts a worker and has it load the code.
@@ -60,7 +45,7 @@ pub(super) async fn start_worker(
     let image = Some(code.image.as_fd());
     let (mut process, report) = Process::start(&compiler.spawner, Role::Serve, image, None).await?;
     let not_yet = Layers::NONE.with(Layer::WriteExecuteDenied);
-    compiler.sandbox.require(report.layers, not_yet).map_err(StartError::Weaker)?;
+    compiler.sandbox.require(report.layers, not_yet)?;
     let load = Load {
         contract,
         settings: settings.as_bytes(),
@@ -77,7 +62,7 @@ pub(super) async fn start_worker(
         })
         .await?;
     let layers = report.layers.union(process.namespaces());
-    compiler.sandbox.require(layers, Layers::NONE).map_err(StartError::Weaker)?;
+    compiler.sandbox.require(layers, Layers::NONE)?;
     Ok(process)
 }
 
