@@ -5,16 +5,17 @@
     reason = "helpers of tests fail by panicking"
 )]
 
+#[path = "lifecycle/cache.rs"]
+mod cache;
+
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 
 use harness::{
-    Answer, Daemon, Place, give_to_daemon, is_alive, policy, request, run, skipped, status_field,
-    user_arguments,
+    Answer, Daemon, Place, is_alive, policy, request, run, skipped, status_field, user_arguments,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Group, Pid, geteuid};
@@ -33,12 +34,13 @@ fn accepting(place: Place, arguments: &[&str]) -> Daemon {
     daemon
 }
 
-/// A daemon over one policy that logs a line and then sleeps before it accepts.
+/// A daemon over one policy that sleeps before it accepts.
 fn slow(milliseconds: u32, arguments: &[&str]) -> Daemon {
     let place = Place::new();
-    let body = format!("(call $log) (call $sleep (i32.const {milliseconds}))");
+    let body = format!("(call $sleep (i32.const {milliseconds}))");
     place.write("slow.wasm", policy(WAPC, ACCEPTING, &body));
-    let arguments = [&["--workers", "2", "--policy-timeout", "30"], arguments].concat();
+    let arguments =
+        [&["--workers", "2", "--policy-timeout", "30", "--log-level", "debug"], arguments].concat();
     let mut daemon = Daemon::start_ready(place, "slow: {module: slow.wasm}\n", &arguments);
     daemon.wait_for("both workers", |daemon| daemon.workers().len() == 2);
     daemon
@@ -48,7 +50,7 @@ fn slow(milliseconds: u32, arguments: &[&str]) -> Daemon {
 fn ask_slow(daemon: &mut Daemon) -> JoinHandle<Answer> {
     let mut client = daemon.client();
     let asking = thread::spawn(move || client.post("/validate/slow", request("pod-ok.json")));
-    daemon.wait_for("the guest to begin", |daemon| daemon.log().contains("guest output"));
+    daemon.wait_for("the guest to begin", |daemon| daemon.log().contains("evaluation starts"));
     asking
 }
 
@@ -73,14 +75,6 @@ fn serve_in_vain(place: &Place, arguments: &[&str]) -> String {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     stderr
-}
-
-/// How often the daemon has compiled a module, and what it warned of.
-fn compilations(daemon: &Daemon) -> (usize, Vec<String>) {
-    let lines = daemon.log_lines();
-    let compiled = lines.iter().filter(|line| line["message"] == "compiled").count();
-    let warnings = lines.iter().filter(|line| line["level"] == "WARN").map(Value::to_string);
-    (compiled, warnings.collect())
 }
 
 #[test]
@@ -162,7 +156,7 @@ fn requests_in_flight_get_no_more_than_the_grace_period() {
         // The connection ends without an answer, so the client panics: that is the point.
         client.post("/validate/slow", request("pod-ok.json"))
     });
-    daemon.wait_for("the guest to begin", |daemon| daemon.log().contains("guest output"));
+    daemon.wait_for("the guest to begin", |daemon| daemon.log().contains("evaluation starts"));
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait(), Some(0), "{}", daemon.log());
     assert!(asking.join().is_err(), "there can't be an answer");
@@ -213,7 +207,7 @@ fn no_worker_outlives_a_daemon_that_is_killed() {
     // One works, one idles.
     let mut client = daemon.client();
     let asking = thread::spawn(move || client.post("/validate/slow", request("pod-ok.json")));
-    daemon.wait_for("the guest to begin", |daemon| daemon.log().contains("guest output"));
+    daemon.wait_for("the guest to begin", |daemon| daemon.log().contains("evaluation starts"));
     daemon.signal(Signal::SIGKILL);
     assert_eq!(daemon.wait(), None);
     daemon.wait_for("the workers to go", |_| !workers.iter().any(|worker| is_alive(*worker)));
@@ -324,94 +318,6 @@ fn a_stale_socket_that_its_owner_may_not_open_is_replaced_too() {
     assert_eq!(daemon.wait(), None);
     let daemon = accepting(std::mem::take(&mut daemon.place), &arguments);
     assert_allowed(&daemon.post("/validate/yes", request("pod-ok.json")));
-}
-
-/// The one entry of the cache.
-fn entry(place: &Place) -> PathBuf {
-    let entries: Vec<_> = fs::read_dir(place.path("cache")).unwrap().map(Result::unwrap).collect();
-    assert_eq!(entries.len(), 1, "{entries:?}");
-    entries.first().unwrap().path()
-}
-
-#[test]
-fn a_second_start_takes_the_code_from_the_cache() {
-    let daemon = accepting(Place::new(), &[]);
-    let (compiled, warnings) = compilations(&daemon);
-    assert_eq!((compiled, warnings.as_slice()), (1, [].as_slice()));
-    let place = stop(daemon);
-    let cache = fs::metadata(place.path("cache")).unwrap();
-    assert_eq!(cache.mode() & 0o777, 0o700);
-    let before = fs::read(entry(&place)).unwrap();
-
-    let daemon = accepting(place, &[]);
-    assert_allowed(&daemon.post("/validate/yes", request("pod-ok.json")));
-    assert_eq!(compilations(&daemon), (0, Vec::new()));
-    let place = stop(daemon);
-    assert_eq!(fs::read(entry(&place)).unwrap(), before);
-
-    // Another module under the same name is not mistaken for it.
-    place.write("yes.wasm", policy("wasi", ACCEPTING, "(call $print (i32.const 1))"));
-    let mut daemon = Daemon::start_ready(place, "yes: {module: yes.wasm}\n", &[]);
-    daemon.wait_until_tried();
-    assert_allowed(&daemon.post("/validate/yes", request("pod-ok.json")));
-    assert_eq!(compilations(&daemon), (1, Vec::new()));
-}
-
-#[test]
-fn a_damaged_cache_entry_costs_a_warning_and_a_compilation() {
-    let mut place = stop(accepting(Place::new(), &[]));
-    let good = fs::read(entry(&place)).unwrap();
-    let flipped = |at: usize| {
-        let mut bytes = good.clone();
-        bytes[at] ^= 1;
-        bytes
-    };
-    let half = good.get(..good.len() / 2).unwrap().to_vec();
-    for bad in [flipped(0), flipped(20), flipped(good.len() - 1), half, Vec::new()] {
-        fs::write(entry(&place), bad).unwrap();
-        let daemon = accepting(place, &[]);
-        assert_allowed(&daemon.post("/validate/yes", request("pod-ok.json")));
-        let (compiled, warnings) = compilations(&daemon);
-        assert_eq!((compiled, warnings.len()), (1, 1), "{warnings:?}");
-        assert!(
-            warnings.iter().all(|warning| warning.contains("cache entry is damaged")),
-            "{warnings:?}"
-        );
-        place = stop(daemon);
-    }
-    let daemon = accepting(place, &[]);
-    assert_eq!(compilations(&daemon), (0, Vec::new()), "the last compilation was kept");
-}
-
-#[test]
-fn a_cache_that_is_not_the_daemons_alone_is_not_used() {
-    let place = Place::new();
-    let cache = place.path("cache");
-    fs::create_dir(&cache).unwrap();
-    give_to_daemon(&cache);
-    fs::set_permissions(&cache, fs::Permissions::from_mode(0o755)).unwrap();
-    let place = {
-        let daemon = accepting(place, &[]);
-        assert_allowed(&daemon.post("/validate/yes", request("pod-ok.json")));
-        let (compiled, warnings) = compilations(&daemon);
-        assert_eq!((compiled, warnings.len()), (1, 1), "{warnings:?}");
-        assert!(
-            warnings.iter().all(|warning| warning.contains("its mode is 755, not 700")),
-            "{warnings:?}"
-        );
-        stop(daemon)
-    };
-    assert_eq!(fs::read_dir(&cache).unwrap().count(), 0);
-
-    let daemon = accepting(place, &["--cache-dir", "/"]);
-    let (_, warnings) = compilations(&daemon);
-    assert!(
-        warnings.iter().any(|warning| warning.contains("it belongs to user 0, not to")),
-        "{warnings:?}"
-    );
-    let daemon = accepting(stop(daemon), &["--no-cache"]);
-    assert_eq!(compilations(&daemon), (1, Vec::new()), "not wanted, so nothing to warn of");
-    assert_eq!(fs::read_dir(&cache).unwrap().count(), 0);
 }
 
 #[test]

@@ -115,7 +115,7 @@ pub(crate) struct ServeOptions {
     /// Largest request body, in bytes
     #[arg(long, value_name = "BYTES", default_value = "8388608", value_parser = body_bytes, env = "CONCLAVE_MAX_BODY_BYTES")]
     pub(crate) max_body_bytes: usize,
-    /// Workers of each policy [default: as many as there are processors]
+    /// Workers of each policy [default: as many as there are processors, at most 4]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=256), env = "CONCLAVE_WORKERS")]
     pub(crate) workers: Option<u16>,
     /// Namespace whose requests are accepted without asking a policy; repeat for more

@@ -316,13 +316,12 @@ impl Policy {
             return Err(Failure::Initialisation(why));
         }
         let (reply, done) = oneshot::channel();
-        let job = Job { payload, uid: shorten(uid).to_owned(), submitted: Instant::now(), reply };
-        let action = self.state().pool.handle(Event::Submit(job));
-        match action {
-            Some(Action::Dispatch(slot, job)) => self.dispatch(slot, job),
-            Some(Action::Refuse(_)) => return Ok(Err(Busy::QueueFull)),
-            Some(Action::Start(_) | Action::StartAfter(..)) | None => {}
-        }
+        self.submit(Job {
+            payload,
+            uid: shorten(uid).to_owned(),
+            submitted: Instant::now(),
+            reply,
+        });
         // A worker that has the job answers within the policy's time, or is ended.
         match tokio::time::timeout(QUEUE_TIME_MAX.saturating_add(self.time_max), done).await {
             Ok(Ok(done)) => Ok(done),
@@ -331,6 +330,17 @@ impl Policy {
                 None => Failure::Unavailable("the policy's worker was lost".to_owned()),
             }),
             Err(_elapsed) => Ok(Err(Busy::QueueTime)),
+        }
+    }
+
+    /// Gives the job to a worker, or has it wait for one, or refuses it.
+    fn submit(&self, job: Job) {
+        let action = self.state().pool.handle(Event::Submit(job));
+        match action {
+            Some(Action::Dispatch(slot, job)) => self.dispatch(slot, job),
+            // A client that left needs no answer.
+            Some(Action::Refuse(job)) => drop(job.reply.send(Err(Busy::QueueFull))),
+            Some(Action::Start(_) | Action::StartAfter(..)) | None => {}
         }
     }
 

@@ -24,6 +24,9 @@ use crate::startup::{self, StartupError};
 /// Connections at a time; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 1024;
 
+/// No policy gets more workers than this unless it is said; each is a process.
+const WORKERS_DEFAULT_MAX: usize = 4;
+
 /// Wait after `accept` failed, for example for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -56,7 +59,9 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), ServeError> {
     let specs = config::load(&options.policies)?;
     let runtime = startup::runtime()?;
     runtime.block_on(async {
-        let workers = options.workers.map_or_else(startup::processors, usize::from);
+        let workers = options
+            .workers
+            .map_or_else(|| startup::processors().min(WORKERS_DEFAULT_MAX), usize::from);
         let environment =
             prepared.environment(&options.workers_options, workers, Execution::Metadata).await?;
         serve(options, Arc::new(environment), specs).await

@@ -124,8 +124,12 @@ impl Station {
         }
         self.policy.state().inboxes.remove(&self.slot);
         drop(process);
-        let slot = self.slot;
+        let (policy, slot) = (Arc::clone(&self.policy), self.slot);
         self.report(Event::Died(slot));
+        // A job that was given to a worker just as it died has not been seen by anybody.
+        if let Ok(job) = jobs.try_recv() {
+            policy.submit(job);
+        }
     }
 
     /// Whether the worker can go on.
@@ -141,6 +145,7 @@ impl Station {
             return true;
         }
         let operation = Operation::Validate(&job.payload);
+        tracing::debug!(policy = self.policy.name(), request_uid = job.uid, "evaluation starts");
         let in_flight = process.take_seat(&self.environment.placement);
         let done = self.policy.ask(process, self.blueprint.contract, operation, queued).await;
         drop(in_flight);
