@@ -1,11 +1,12 @@
 //! From a module to native code: out of the cache, or out of a locked-up compiler.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use conclave_ipc::Role;
@@ -111,35 +112,57 @@ pub(crate) struct Compiler {
     pub(crate) cache: Option<Arc<Cache>>,
     /// How long one compilation may take.
     pub(crate) time_max: Duration,
+    /// As many as compilations may go on at a time.
     pub(crate) permits: Semaphore,
+    /// The code in use, by module.
+    pub(crate) shared: Mutex<HashMap<Sha256Digest, SharedCode>>,
 }
 
+/// The code of one module, locked while it is being made.
+pub(crate) type SharedCode = Arc<tokio::sync::Mutex<Weak<Code>>>;
+
 impl Compiler {
-    /// Native code for the module, from the cache if it has some.
+    /// Native code for the module: what another policy of the same module has, or what is in
+    /// the cache, or else newly compiled. Policies of one module that ask at the same time
+    /// wait for one compilation.
     ///
     /// # Errors
-    /// There is none in the cache and the module can't be compiled.
-    pub(crate) async fn code(&self, module: &ModuleBytes) -> Result<Code, CompileError> {
-        let permit = self.permits.acquire().await.map_err(io::Error::other)?;
-        if let Some(code) = self.cached(&module.digest).await {
+    /// There is none and the module can't be compiled.
+    pub(crate) async fn code(&self, module: &ModuleBytes) -> Result<Arc<Code>, CompileError> {
+        let place = self.place(&module.digest);
+        let mut shared = place.lock().await;
+        if let Some(code) = shared.upgrade() {
             return Ok(code);
         }
-        let code = Arc::new(self.compile(module).await?);
-        self.keep(&module.digest, &code).await;
-        drop(permit);
-        Arc::into_inner(code)
-            .ok_or_else(|| CompileError::Io(io::Error::other("code is still in use")))
+        let _permit = self.permits.acquire().await.map_err(io::Error::other)?;
+        let code = match self.cached(&module.digest).await {
+            Some(code) => Arc::new(code),
+            None => {
+                let code = Arc::new(self.compile(module).await?);
+                self.keep(&module.digest, &code).await;
+                code
+            }
+        };
+        *shared = Arc::downgrade(&code);
+        Ok(code)
     }
 
-    /// Forgets a cached entry that a worker could not map, and compiles anew.
+    /// Forgets code that a worker could not map, and compiles anew.
     ///
     /// # Errors
     /// The module can't be compiled.
-    pub(crate) async fn fresh_code(&self, module: &ModuleBytes) -> Result<Code, CompileError> {
+    pub(crate) async fn fresh_code(&self, module: &ModuleBytes) -> Result<Arc<Code>, CompileError> {
+        *self.place(&module.digest).lock().await = Weak::new();
         if let Some(cache) = &self.cache {
             cache.forget(&module.digest);
         }
         self.code(module).await
+    }
+
+    /// Where policies of that module share their code.
+    fn place(&self, digest: &Sha256Digest) -> SharedCode {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(shared.entry(*digest).or_default())
     }
 
     async fn cached(&self, digest: &Sha256Digest) -> Option<Code> {

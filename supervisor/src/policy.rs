@@ -120,7 +120,7 @@ struct Job {
 /// Everything that a further worker of this policy needs.
 #[derive(Debug)]
 struct Blueprint {
-    code: Code,
+    code: Arc<Code>,
     contract: Contract,
 }
 

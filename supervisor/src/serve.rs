@@ -127,9 +127,12 @@ fn daemon(
 async fn load_all(policies: Vec<Arc<Policy>>, environment: Arc<Environment>) {
     let mut loading = JoinSet::new();
     let total = policies.len();
+    // Each holds its module in memory meanwhile.
+    let places = Arc::new(Semaphore::new(startup::processors().saturating_mul(4)));
     for policy in policies {
-        let environment = Arc::clone(&environment);
+        let (environment, places) = (Arc::clone(&environment), Arc::clone(&places));
         loading.spawn(async move {
+            let _place = places.acquire().await;
             let name = policy.spec.name.as_str();
             let loaded = policy.load(&environment).await;
             match &loaded {

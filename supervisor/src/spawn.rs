@@ -11,7 +11,6 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::mpsc;
 use std::thread;
 
 use conclave_ipc::layers::{Layer, Layers};
@@ -27,7 +26,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getegid, geteuid, setsid, write};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Where the program to execute waits for `execveat`; closed by it.
 const PROGRAM_FD: RawFd = 6;
@@ -35,7 +34,8 @@ const PROGRAM_FD: RawFd = 6;
 /// Stack of the child between clone and exec: a few frames of system calls.
 const CHILD_STACK_BYTES: usize = 64 << 10;
 
-/// Orders that may wait for the spawning thread; each holds descriptors.
+/// Orders that may wait for the spawning thread; each holds descriptors. Further ones wait
+/// to be placed.
 const ORDERS_MAX: usize = 64;
 
 /// Exit code of a child that could not become a worker; plus a [`Step`].
@@ -92,7 +92,7 @@ struct Order {
 /// A handle to the spawning thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Spawner {
-    orders: mpsc::SyncSender<Order>,
+    orders: mpsc::Sender<Order>,
     living: Living,
 }
 
@@ -145,10 +145,10 @@ impl Spawner {
     /// # Errors
     /// The thread can't be started.
     pub(crate) fn start(program: Program) -> io::Result<Self> {
-        let (orders, inbox) = mpsc::sync_channel::<Order>(ORDERS_MAX);
+        let (orders, mut inbox) = mpsc::channel::<Order>(ORDERS_MAX);
         let mut forge = Forge { program, namespaces: offered_namespaces(), null: null()? };
         thread::Builder::new().name("spawner".to_owned()).spawn(move || {
-            for order in inbox {
+            while let Some(order) = inbox.blocking_recv() {
                 let spawned = forge.spawn(order.role, order.image.as_ref(), order.output.as_ref());
                 // If nobody waits any more, dropping the worker ends it.
                 drop(order.reply.send(spawned));
@@ -165,7 +165,7 @@ impl Spawner {
     /// Starts a worker.
     ///
     /// # Errors
-    /// The kernel refused, or too many orders wait.
+    /// The kernel refused.
     pub(crate) async fn spawn(
         &self,
         role: Role,
@@ -175,7 +175,10 @@ impl Spawner {
         let own = |fd: Option<BorrowedFd<'_>>| fd.map(|fd| fd.try_clone_to_owned()).transpose();
         let (reply, spawned) = oneshot::channel();
         let order = Order { role, image: own(image)?, output: own(output)?, reply };
-        self.orders.try_send(order).map_err(|error| io::Error::other(error.to_string()))?;
+        self.orders
+            .send(order)
+            .await
+            .map_err(|_closed| io::Error::other("spawning thread is gone"))?;
         spawned.await.map_err(io::Error::other)?
     }
 }

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
@@ -106,6 +106,7 @@ impl Prepared {
                 cache: cache.map(Arc::new),
                 time_max: options.compile_timeout,
                 permits: Semaphore::new(processors()),
+                shared: Mutex::default(),
             },
             workers,
             time_max: options.policy_timeout,

@@ -26,6 +26,19 @@ fn entry(place: &Place) -> PathBuf {
 }
 
 #[test]
+fn many_policies_of_one_module_start_with_one_compilation() {
+    let place = Place::new();
+    place.copy_policy("pod-guard.wasm");
+    let policies: String =
+        (0..150).map(|number| format!("guard-{number}: {{module: pod-guard.wasm}}\n")).collect();
+    let mut daemon = Daemon::start_ready(place, &policies, &["--workers", "1"]);
+    daemon.wait_until_tried();
+    assert_eq!(compilations(&daemon), (1, Vec::new()));
+    assert_eq!(daemon.workers().len(), 150);
+    assert_allowed(&daemon.post("/validate/guard-149", request("pod-ok.json")));
+}
+
+#[test]
 fn a_second_start_takes_the_code_from_the_cache() {
     let daemon = accepting(Place::new(), &[]);
     let (compiled, warnings) = compilations(&daemon);
