@@ -46,6 +46,8 @@ pub(crate) enum StartupError {
 pub(crate) struct Prepared {
     spawner: Spawner,
     program: File,
+    /// Whether the process was root and became somebody else.
+    was_root: bool,
 }
 
 /// Opens the worker program, gives up root, and starts the spawning thread, in this order:
@@ -65,7 +67,7 @@ pub(crate) fn prepare(options: &WorkerOptions) -> Result<Prepared, StartupError>
         program.try_clone().map_err(|error| StartupError::Io("the worker program", error))?;
     let spawner =
         Spawner::start(program).map_err(|error| StartupError::Io("the spawning thread", error))?;
-    Ok(Prepared { spawner, program: reader })
+    Ok(Prepared { spawner, program: reader, was_root: became.is_some() })
 }
 
 /// Every worker costs the supervisor two descriptors and every client one. The soft limit
@@ -98,7 +100,8 @@ impl Prepared {
         execution: Execution,
     ) -> Result<Environment, StartupError> {
         let sandbox = Sandbox::try_out(&self.spawner, options.sandbox).await?;
-        let cache = if options.no_cache { None } else { open_cache(options, self.program) };
+        let cache =
+            if options.no_cache { None } else { open_cache(options, self.program, !self.was_root) };
         Ok(Environment {
             compiler: Compiler {
                 spawner: self.spawner,
@@ -136,9 +139,11 @@ pub(crate) fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn open_cache(options: &WorkerOptions, program: File) -> Option<Cache> {
-    let Some(directory) = options.cache_dir.clone().or_else(default_cache_dir) else {
-        tracing::warn!(
+/// `home_is_ours` is false for a process that was root: the home in its environment is root's.
+fn open_cache(options: &WorkerOptions, program: File, home_is_ours: bool) -> Option<Cache> {
+    let default = || default_cache_dir(home_is_ours);
+    let Some(directory) = options.cache_dir.clone().or_else(default) else {
+        tracing::info!(
             "compiled code is not kept: no directory for it is known (--cache-dir names one)"
         );
         return None;
@@ -152,10 +157,13 @@ fn open_cache(options: &WorkerOptions, program: File) -> Option<Cache> {
     }
 }
 
-fn default_cache_dir() -> Option<PathBuf> {
+fn default_cache_dir(home_is_ours: bool) -> Option<PathBuf> {
     let variable =
         |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     variable("CACHE_DIRECTORY").or_else(|| {
+        if !home_is_ours {
+            return None;
+        }
         let below =
             variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
         Some(below.join(Path::new("conclave")))
