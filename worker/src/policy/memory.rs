@@ -67,8 +67,37 @@ pub(super) fn read_u64(data: &[u8], pointer: u32) -> Result<u64> {
     Ok(u64::from_le_bytes(*bytes))
 }
 
+/// What a guest asks of the host.
+#[derive(Debug)]
+pub(super) struct HostCall<'a> {
+    pub(super) binding: &'a str,
+    pub(super) namespace: &'a str,
+    pub(super) operation: &'a str,
+    pub(super) payload: &'a [u8],
+}
+
+/// The parts of a host call as both contracts pass them: pointer and length of each.
+pub(super) fn host_call(data: &[u8], words: [i32; 8]) -> Result<HostCall<'_>> {
+    let [
+        binding,
+        binding_length,
+        namespace,
+        namespace_length,
+        operation,
+        operation_length,
+        payload,
+        payload_length,
+    ] = words.map(unsigned);
+    Ok(HostCall {
+        binding: text(data, binding, binding_length)?,
+        namespace: text(data, namespace, namespace_length)?,
+        operation: text(data, operation, operation_length)?,
+        payload: slice(data, payload, payload_length)?,
+    })
+}
+
 /// `length` bytes of text at `pointer`.
-pub(super) fn text(data: &[u8], pointer: u32, length: u32) -> Result<&str> {
+fn text(data: &[u8], pointer: u32, length: u32) -> Result<&str> {
     std::str::from_utf8(slice(data, pointer, length)?)
         .map_err(|error| Error::msg(format!("text at {pointer:#x} is not UTF-8: {error}")))
 }

@@ -175,21 +175,22 @@ fn guest_error(mut caller: Caller<'_, Guest>, pointer: i32, length: i32) -> Resu
 #[expect(clippy::too_many_arguments, reason = "the signature is waPC's")]
 fn host_call(
     mut caller: Caller<'_, Guest>,
-    binding: i32,
-    binding_length: i32,
-    namespace: i32,
-    namespace_length: i32,
-    operation: i32,
-    operation_length: i32,
-    payload: i32,
-    payload_length: i32,
+    a: i32,
+    b: i32,
+    c: i32,
+    d: i32,
+    e: i32,
+    f: i32,
+    g: i32,
+    h: i32,
 ) -> Result<i32> {
     let (data, guest) = memory::split(&mut caller)?;
+    let call = memory::host_call(data, [a, b, c, d, e, f, g, h])?;
     let answered = conversation(guest)?.do_host_call(
-        memory::text(data, unsigned(binding), unsigned(binding_length))?,
-        memory::text(data, unsigned(namespace), unsigned(namespace_length))?,
-        memory::text(data, unsigned(operation), unsigned(operation_length))?,
-        memory::slice(data, unsigned(payload), unsigned(payload_length))?,
+        call.binding,
+        call.namespace,
+        call.operation,
+        call.payload,
     );
     guest.session.check()?;
     answered.map_err(|error| Error::msg(error.to_string()))

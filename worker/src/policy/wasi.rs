@@ -4,7 +4,7 @@
 use wasmtime::{Caller, Linker, Result};
 
 use super::guest::Guest;
-use super::memory::{self, unsigned};
+use super::memory;
 use super::preview1::{self, ProcExit, Wasi};
 use super::{Fault, Fresh, Job, Outcome, Question, Used};
 use crate::session::Session;
@@ -68,22 +68,19 @@ pub(super) fn link(linker: &mut Linker<Guest>) -> Result<()> {
 #[expect(clippy::too_many_arguments, reason = "the signature is Kubewarden's")]
 fn host_call(
     mut caller: Caller<'_, Guest>,
-    binding: i32,
-    binding_length: i32,
-    namespace: i32,
-    namespace_length: i32,
-    operation: i32,
-    operation_length: i32,
-    payload: i32,
-    payload_length: i32,
+    a: i32,
+    b: i32,
+    c: i32,
+    d: i32,
+    e: i32,
+    f: i32,
+    g: i32,
+    h: i32,
 ) -> Result<i32> {
     let (data, guest) = memory::split(&mut caller)?;
-    let answer = guest.session.host_call(
-        memory::text(data, unsigned(binding), unsigned(binding_length))?,
-        memory::text(data, unsigned(namespace), unsigned(namespace_length))?,
-        memory::text(data, unsigned(operation), unsigned(operation_length))?,
-        memory::slice(data, unsigned(payload), unsigned(payload_length))?,
-    )?;
+    let call = memory::host_call(data, [a, b, c, d, e, f, g, h])?;
+    let answer =
+        guest.session.host_call(call.binding, call.namespace, call.operation, call.payload)?;
     match answer {
         Ok(response) => {
             guest.wasi.append_stdin(&response);
