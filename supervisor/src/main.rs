@@ -29,11 +29,13 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nix::unistd::geteuid;
 
 use cli::{Cli, Command, LogLevel};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let was_root = geteuid().is_root();
     let default_level = match cli.command {
         Command::Serve(_) => LogLevel::Info,
         Command::Run(_) => LogLevel::Warn,
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
     let log = match log::start(&cli.log, default_level) {
         Ok(log) => log,
         Err(error) => {
-            complain(&error);
+            complain(&error, was_root);
             return ExitCode::FAILURE;
         }
     };
@@ -52,7 +54,7 @@ fn main() -> ExitCode {
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&*error);
+            complain(&*error, was_root);
             ExitCode::FAILURE
         }
     };
@@ -65,6 +67,13 @@ fn main() -> ExitCode {
 /// is to print, for it is the rule of this program that the `Display` of an error names the
 /// cause itself. So no field is a `#[source]`, or called `source`, which thiserror takes for one.
 #[expect(clippy::print_stderr, reason = "the last words of a command line program")]
-fn complain(error: &dyn Error) {
-    eprintln!("conclave: {error}");
+fn complain(error: &dyn Error, was_root: bool) {
+    let text = error.to_string();
+    eprintln!("conclave: {text}");
+    if was_root && text.contains("Permission denied") {
+        eprintln!(
+            "conclave: root was given up first; files must be within reach of the user that --user \
+             names (by itself: conclave, else nobody)"
+        );
+    }
 }

@@ -39,8 +39,8 @@ pub(crate) enum RunError {
     #[error("{0}")]
     Module(String),
     /// The request is not one.
-    #[error(transparent)]
-    Request(#[from] BodyError),
+    #[error("{}: {cause}", .path.display())]
+    Request { path: PathBuf, cause: BodyError },
     /// The policy can't be run.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -62,7 +62,8 @@ pub(crate) enum RunError {
 pub(crate) fn run(options: &RunOptions) -> Result<(), RunError> {
     let prepared = startup::prepare(&options.workers_options)?;
     let body = read_request(&options.request_path)?;
-    let request = parse_request(&body, options.raw)?;
+    let request = parse_request(&body, options.raw)
+        .map_err(|cause| RunError::Request { path: options.request_path.clone(), cause })?;
     let spec = policy_spec(options)?;
 
     let runtime = startup::runtime()?;

@@ -3,6 +3,16 @@
 
 use std::process::ExitCode;
 
+use conclave_ipc::exit::WorkerExit;
+
 fn main() -> ExitCode {
-    ExitCode::from(conclave_worker::main().code())
+    let exit = conclave_worker::main();
+    if exit == WorkerExit::Usage {
+        // Goes nowhere unless a person has started this program.
+        #[expect(clippy::print_stderr, reason = "before any confinement, for a person")]
+        {
+            eprintln!("conclave-worker is started by conclave, not by hand");
+        }
+    }
+    ExitCode::from(exit.code())
 }
