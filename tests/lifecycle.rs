@@ -9,13 +9,15 @@
 mod cache;
 
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use harness::{
-    Answer, Daemon, Place, is_alive, policy, request, run, skipped, status_field, user_arguments,
+    Answer, Daemon, PATIENCE, Place, is_alive, policy, request, run, skipped, status_field,
+    user_arguments,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Group, Pid, geteuid};
@@ -374,6 +376,28 @@ fn every_verdict_is_one_line_of_the_log() {
 
 /// Every key of a log line, in a flat object, is there once: readers take the first or the
 /// last of two.
+#[test]
+fn a_client_that_takes_no_answers_is_dropped() {
+    let daemon = accepting(Place::new(), &[]);
+    let mut client = daemon.client();
+    client.stream().set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    let asked = Instant::now();
+    // Answers fill the socket, then requests do; then nothing moves until the daemon has had
+    // enough. A part of a request that was written before the pause spoils the next: no matter.
+    let error = loop {
+        match client.stream().write_all(b"GET /liveness HTTP/1.1\r\nHost: x\r\n\r\n") {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => break error,
+            Ok(()) => {}
+        }
+        assert!(asked.elapsed() < PATIENCE, "the client is still there");
+    };
+    let dropped = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
+    assert!(dropped.contains(&error.kind()), "{error}");
+    assert!(asked.elapsed() > Duration::from_secs(5), "dropped at once");
+    assert_eq!(daemon.get("/liveness").status, 200);
+}
+
 #[test]
 fn no_log_line_repeats_a_key() {
     let place = Place::new();

@@ -3,7 +3,7 @@
 //! The endpoints and codes are those of Kubewarden's policy server; every error body is
 //! `{"message", "status"}`. Whatever a client does costs a bounded amount of memory and
 //! time: connections are counted where they are accepted, heads and bodies have deadlines,
-//! and all bodies together share one budget.
+//! a client that stops taking its answer is dropped, and all bodies together share one budget.
 #![forbid(unsafe_code)]
 
 mod refusal;
@@ -25,12 +25,14 @@ use serde::Serialize;
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::timeout;
+use tokio_io_timeout::TimeoutStream;
 
 use crate::admission::request::ReviewRequest;
 use crate::admission::response::{AdmissionResponse, raw_body, review_body};
 use crate::admission::{Decision, Outcome, PostProcessing, decide};
 use crate::config::PolicyMode;
 use crate::listen::AllowedPeers;
+use crate::log::shorten;
 use crate::policy::{Done, Environment, Policy};
 
 use refusal::{Answer, Refusal, json};
@@ -39,6 +41,13 @@ use verdict_line::VerdictLine;
 
 /// Time for the head of a request; also how long a connection may idle.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Time for the head of a request from a client that is not on the list, which is then told
+/// so and let go.
+const STRANGER_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// How long a client may take nothing of an answer that is on its way.
+const STALL_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Time for the body of a request.
 const BODY_TIME_MAX: Duration = Duration::from_secs(10);
@@ -98,11 +107,14 @@ pub(crate) async fn serve_connection(
         let daemon = Arc::clone(&daemon);
         async move { Ok::<_, Infallible>(daemon.answer(request, peer).await) }
     });
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(STALL_TIME_MAX));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME_MAX)
+        .header_read_timeout(if peer.admitted { HEAD_TIME_MAX } else { STRANGER_TIME_MAX })
+        .keep_alive(peer.admitted)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Box::pin(stream)), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -202,7 +214,7 @@ impl Daemon {
         let line = VerdictLine {
             endpoint,
             policy: Arc::clone(policy),
-            request_uid: review.uid().to_owned(),
+            request_uid: shorten(review.uid()).to_owned(),
             peer,
             total: started.elapsed(),
             allowed: response.allowed,

@@ -14,6 +14,7 @@ use crate::policy::{Done, Policy};
 pub(super) struct VerdictLine {
     pub(super) endpoint: Endpoint,
     pub(super) policy: Arc<Policy>,
+    /// As the log names the request.
     pub(super) request_uid: String,
     pub(super) peer: Peer,
     /// From the head of the request to its answer.
@@ -35,7 +36,7 @@ impl VerdictLine {
 
     fn write(&self) {
         let policy = self.policy.spec.name.as_str();
-        let request_uid = shorten(&self.request_uid);
+        let request_uid = self.request_uid.as_str();
         let (peer_uid, peer_gid) = (self.peer.uid, self.peer.gid);
         let (endpoint, total_us) = (self.endpoint.name(), micros(self.total));
         if let Some(done) = &self.done {
