@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use conclave_ipc::Role;
-use conclave_ipc::layers::{Layer, Layers};
 use conclave_ipc::limits::{CODE_BYTES_MAX, MODULE_BYTES_MAX};
 use conclave_ipc::message::{ModuleFacts, Reply, Request};
 use thiserror::Error;
@@ -195,7 +194,7 @@ impl Compiler {
             Some(output.as_fd()),
         )
         .await?;
-        self.sandbox.require(report.layers, Layers::NONE.with(Layer::WriteExecuteDenied))?;
+        self.sandbox.require(report.layers)?;
         let (code_bytes, metadata, facts) =
             process.until(started + self.time_max, request_code).await?;
         // The compiler must be gone before its output is sealed, or it could still write.

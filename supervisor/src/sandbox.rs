@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use conclave_ipc::Role;
 use conclave_ipc::layers::{Layer, Layers};
@@ -24,6 +25,8 @@ pub(crate) enum SandboxMode {
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     report: Confinement,
+    /// What the first worker had once it was loaded: the rest is only switched on then.
+    loaded: OnceLock<Layers>,
 }
 
 /// Why the sandbox is not good enough to start.
@@ -104,20 +107,71 @@ impl Sandbox {
             }
             (SandboxMode::Strict, false) => return Err(SandboxError::Missing(missing)),
         }
-        Ok(Self { report })
+        Ok(Self { report, loaded: OnceLock::new() })
     }
 
-    /// Checks that a worker is no weaker than the trial worker was, apart from layers that
-    /// its state does not have yet.
+    /// Checks that a worker that has not loaded anything is no weaker than the trial worker.
     ///
     /// # Errors
     /// It is.
-    pub(crate) fn require(&self, layers: Layers, not_yet: Layers) -> Result<(), Weaker> {
-        let lacking: Vec<_> = Layer::ALL
-            .into_iter()
-            .filter(|layer| self.report.layers.contains(*layer))
-            .filter(|layer| !layers.contains(*layer) && !not_yet.contains(*layer))
-            .collect();
-        if lacking.is_empty() { Ok(()) } else { Err(Weaker(lacking)) }
+    pub(crate) fn require(&self, layers: Layers) -> Result<(), Weaker> {
+        no_weaker(layers, self.report.layers)
+    }
+
+    /// Checks that a loaded worker is no weaker than the trial worker, nor than the first one
+    /// that was loaded. What that one lacks is told, once.
+    ///
+    /// # Errors
+    /// It is.
+    pub(crate) fn require_loaded(&self, layers: Layers) -> Result<(), Weaker> {
+        self.require(layers)?;
+        let first = self.loaded.get_or_init(|| {
+            let optional = |layer: &Layer| !layer.is_required() && !layers.contains(*layer);
+            for layer in Layer::ALL.into_iter().filter(optional) {
+                let (layer, advice) = (layer.name(), advice(layer));
+                tracing::warn!(layer, advice, "workers do without a layer that is not required");
+            }
+            layers
+        });
+        no_weaker(layers, *first)
+    }
+}
+
+fn no_weaker(layers: Layers, than: Layers) -> Result<(), Weaker> {
+    let lacking = |layer: &Layer| than.contains(*layer) && !layers.contains(*layer);
+    let lacking: Vec<_> = Layer::ALL.into_iter().filter(lacking).collect();
+    if lacking.is_empty() { Ok(()) } else { Err(Weaker(lacking)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_lacks_what_others_had_is_refused() {
+        let confined: Layers = Layer::ALL.into_iter().filter(|layer| layer.is_required()).collect();
+        let sandbox = Sandbox {
+            report: Confinement { layers: confined, landlock_abi: 1 },
+            loaded: OnceLock::new(),
+        };
+        sandbox.require(confined).unwrap();
+        let weaker = sandbox.require(Layers::NONE.with(Layer::Landlock)).unwrap_err().to_string();
+        assert!(weaker.contains("system call filter") && !weaker.contains("landlock"), "{weaker}");
+
+        let complete = confined.with(Layer::WriteExecuteDenied);
+        sandbox.require_loaded(complete).unwrap();
+        let weaker = sandbox.require_loaded(confined).unwrap_err().to_string();
+        assert_eq!(weaker, "worker lacks layers of the sandbox: write-execute denied");
+    }
+
+    #[test]
+    fn a_layer_that_is_not_required_may_be_missing_everywhere() {
+        let confined: Layers = Layer::ALL.into_iter().filter(|layer| layer.is_required()).collect();
+        let sandbox = Sandbox {
+            report: Confinement { layers: confined, landlock_abi: 1 },
+            loaded: OnceLock::new(),
+        };
+        sandbox.require_loaded(confined).unwrap();
+        sandbox.require_loaded(confined).unwrap();
     }
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conclave_ipc::Role;
-use conclave_ipc::layers::{Layer, Layers};
 use conclave_ipc::limits::GUEST_MEMORY_BYTES_DEFAULT;
 use conclave_ipc::message::{Contract, Load, Operation, Reply, Request};
 use thiserror::Error;
@@ -44,8 +43,7 @@ pub(super) async fn start_worker(
 ) -> Result<Process, StartError> {
     let image = Some(code.image.as_fd());
     let (mut process, report) = Process::start(&compiler.spawner, Role::Serve, image, None).await?;
-    let not_yet = Layers::NONE.with(Layer::WriteExecuteDenied);
-    compiler.sandbox.require(report.layers, not_yet)?;
+    compiler.sandbox.require(report.layers)?;
     let load = Load {
         contract,
         settings: settings.as_bytes(),
@@ -62,7 +60,7 @@ pub(super) async fn start_worker(
         })
         .await?;
     let layers = report.layers.union(process.namespaces());
-    compiler.sandbox.require(layers, Layers::NONE)?;
+    compiler.sandbox.require_loaded(layers)?;
     Ok(process)
 }
 
