@@ -80,9 +80,7 @@ impl Placement {
         }
         InFlight(self)
     }
-}
 
-impl Placement {
     /// Runs what may take long for its `bytes` of input. All other tasks go on meanwhile,
     /// on another thread if it is much.
     pub(crate) fn at_length<T>(&self, bytes: usize, work: impl FnOnce() -> T) -> T {

@@ -68,6 +68,8 @@ impl Environment {
 enum Status {
     Starting,
     Serving,
+    /// The daemon ends before the policy served.
+    Stopping,
     Failed(String),
 }
 
@@ -156,6 +158,7 @@ impl Policy {
     pub(crate) fn turn_away_waiting(&self) {
         let mut state = self.state();
         if matches!(state.status, Status::Starting) {
+            state.status = Status::Stopping;
             for job in state.pool.drain() {
                 // A client that left needs no answer.
                 drop(job.reply.send(Err(Busy::Stopping)));
@@ -177,6 +180,7 @@ impl Policy {
         let state = self.state();
         match &state.status {
             Status::Starting => Some("starting".to_owned()),
+            Status::Stopping => Some("stopping".to_owned()),
             Status::Failed(why) => Some(why.clone()),
             Status::Serving if state.pool.loaded() == 0 => Some("no worker is loaded".to_owned()),
             Status::Serving => None,
@@ -187,7 +191,7 @@ impl Policy {
     fn failed(&self) -> Option<String> {
         match &self.state().status {
             Status::Failed(why) => Some(why.clone()),
-            Status::Starting | Status::Serving => None,
+            Status::Starting | Status::Serving | Status::Stopping => None,
         }
     }
 
@@ -314,6 +318,9 @@ impl Policy {
     ) -> Result<Result<Done, Busy>, Failure> {
         if let Some(why) = self.failed() {
             return Err(Failure::Initialisation(why));
+        }
+        if matches!(self.state().status, Status::Stopping) {
+            return Ok(Err(Busy::Stopping));
         }
         let (reply, done) = oneshot::channel();
         self.submit(Job {

@@ -224,12 +224,13 @@ fn a_host_call_that_is_too_large_ends_the_request() {
     let town = Town::new(guests.as_flattened());
     for (contract, name) in CONTRACTS {
         town.accepts(&format!("{name}-largest-payload"));
-        let text = "host call of more than 4194304 bytes";
-        let expected = format!("{}{text}", contract.fault_prefix());
-        for policy in ["larger-payload", "long-name"] {
+        for (policy, text) in [
+            ("larger-payload", "host call with a payload of more than 4194304 bytes"),
+            ("long-name", "host call with names of more than 4096 bytes"),
+        ] {
             town.both_end_a_worker(
                 &format!("{name}-{policy}"),
-                &expected,
+                &format!("{}{text}", contract.fault_prefix()),
                 &format!("host calls: {text}"),
             );
         }

@@ -160,9 +160,14 @@ impl Session {
             return Err(self.breach(FaultClass::HostCalls, message));
         }
         let names = binding.len().saturating_add(namespace.len()).saturating_add(operation.len());
-        if payload.len() > HOST_CALL_BYTES_MAX || names > LOG_LINE_BYTES_MAX {
+        let (what, size, limit) = if names > LOG_LINE_BYTES_MAX {
+            ("names", names, LOG_LINE_BYTES_MAX)
+        } else {
+            ("a payload", payload.len(), HOST_CALL_BYTES_MAX)
+        };
+        if size > limit {
             drop(state);
-            let message = format!("host call of more than {HOST_CALL_BYTES_MAX} bytes");
+            let message = format!("host call with {what} of more than {limit} bytes");
             return Err(self.breach(FaultClass::HostCalls, message));
         }
         state.exchange(binding, namespace, operation, payload).map_err(|error| {
