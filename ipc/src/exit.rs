@@ -18,19 +18,22 @@ pub enum WorkerExit {
     ChannelLost,
     /// The policy faulted; the fault was reported before.
     Faulted,
+    /// The kernel refused the worker more memory.
+    OutOfMemory,
     /// The worker's own code panicked.
     Panicked,
 }
 
 impl WorkerExit {
     /// Every code, for tests and for [`WorkerExit::from_code`].
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Done,
         Self::Usage,
         Self::ConfineFailed,
         Self::ProtocolViolation,
         Self::ChannelLost,
         Self::Faulted,
+        Self::OutOfMemory,
         Self::Panicked,
     ];
 
@@ -44,6 +47,7 @@ impl WorkerExit {
             Self::ProtocolViolation => 76,
             Self::ChannelLost => 74,
             Self::Faulted => 70,
+            Self::OutOfMemory => 75,
             Self::Panicked => 101,
         }
     }
@@ -64,6 +68,7 @@ impl WorkerExit {
             Self::ProtocolViolation => "was sent a malformed message",
             Self::ChannelLost => "lost its channel",
             Self::Faulted => "ended after a fault of its policy",
+            Self::OutOfMemory => "reached its limit of memory",
             Self::Panicked => "panicked",
         }
     }

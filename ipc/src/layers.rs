@@ -2,6 +2,8 @@
 
 use bincode::{BorrowDecode, Encode};
 
+use crate::Phase;
+
 /// One layer of a worker's confinement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -38,11 +40,19 @@ pub enum Layer {
     SyscallFilter,
     /// The kernel refuses to make any writable memory executable (Linux 6.3 and newer).
     WriteExecuteDenied,
+    /// No further namespace can be made within the worker's own user namespace.
+    NoNestedNamespaces,
+    /// A control group of its policy's, with limits on memory, processes and processor time.
+    ControlGroup,
+    /// The loaded code can't be unmapped, replaced or changed (`mseal`, Linux 6.10 and newer).
+    CodeSealed,
+    /// Branch predictions are not shared with processes that ran before on the processor.
+    BranchBarrier,
 }
 
 impl Layer {
     /// Every layer, in the order of a report.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::UserNamespace,
         Self::MountNamespace,
         Self::PidNamespace,
@@ -59,6 +69,10 @@ impl Layer {
         Self::ParentDeathSignal,
         Self::SyscallFilter,
         Self::WriteExecuteDenied,
+        Self::NoNestedNamespaces,
+        Self::ControlGroup,
+        Self::CodeSealed,
+        Self::BranchBarrier,
     ];
 
     /// The name in logs and messages.
@@ -81,16 +95,40 @@ impl Layer {
             Self::ParentDeathSignal => "parent-death signal",
             Self::SyscallFilter => "system call filter",
             Self::WriteExecuteDenied => "write-execute denied",
+            Self::NoNestedNamespaces => "no nested namespaces",
+            Self::ControlGroup => "control group",
+            Self::CodeSealed => "code sealed",
+            Self::BranchBarrier => "branch barrier",
         }
     }
 
     /// Whether `--sandbox strict` refuses to start without it.
     ///
-    /// [`Layer::WriteExecuteDenied`] is not: it needs Linux 6.3, and the system call
-    /// filter already refuses executable memory on every kernel.
+    /// The others need a newer kernel, a processor that has them or a delegated control
+    /// group, and something stands in front of each: the system call filter refuses
+    /// executable memory and new namespaces on every kernel, and the resource limits bound
+    /// memory and processes without a control group.
     #[must_use]
     pub const fn is_required(self) -> bool {
-        !matches!(self, Self::WriteExecuteDenied)
+        !matches!(
+            self,
+            Self::WriteExecuteDenied
+                | Self::NoNestedNamespaces
+                | Self::ControlGroup
+                | Self::CodeSealed
+                | Self::BranchBarrier
+        )
+    }
+
+    /// Whether a worker has it in this phase, on a host that offers everything. What maps
+    /// native code can't deny itself to do so, and only mapped code can be sealed.
+    #[must_use]
+    pub const fn is_used_in(self, phase: Phase) -> bool {
+        match self {
+            Self::WriteExecuteDenied => !matches!(phase, Phase::Load),
+            Self::CodeSealed => matches!(phase, Phase::Serve),
+            _ => true,
+        }
     }
 
     const fn bit(self) -> u32 {

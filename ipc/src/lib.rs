@@ -25,6 +25,9 @@
 //!     | <------------------ Compiled, Fault -- |   native code is on descriptor 5; exits
 //! ```
 //!
+//! In either role a system call outside the filter is the worker's last: the handler of
+//! `SIGSYS` says which one it was (Forbidden), and the kernel kills the process.
+//!
 //! A frame is a length (`u32`, little-endian, of the body alone) and a body: one message
 //! in bincode's standard encoding, borrowed from the receive buffer and therefore decoded
 //! without any allocation. A frame that is too long, malformed, trailed by bytes, or out
@@ -74,6 +77,32 @@ impl Role {
             "compile" => Some(Self::Compile),
             "serve" => Some(Self::Serve),
             _ => None,
+        }
+    }
+}
+
+/// What a worker is doing. Each phase has a system call filter of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Reads a module and turns it into native code.
+    Compile,
+    /// Maps native code; none of it runs yet.
+    Load,
+    /// Runs native code.
+    Serve,
+}
+
+impl Phase {
+    /// Every phase, in the order of a policy's way through them.
+    pub const ALL: [Self; 3] = [Self::Compile, Self::Load, Self::Serve];
+
+    /// The name in logs, reports and `worker/seccomp.json`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Compile => "compile",
+            Self::Load => "load",
+            Self::Serve => "serve",
         }
     }
 }

@@ -135,6 +135,12 @@ pub enum Reply<'a> {
         /// At most [`crate::limits::LOG_LINE_BYTES_MAX`] bytes, in no particular encoding.
         text: &'a [u8],
     },
+    /// The worker has made a system call outside its filter and is about to be killed for
+    /// it; its last message, at any time after [`Reply::Confined`].
+    Forbidden {
+        /// The call's number on this processor.
+        syscall: u32,
+    },
 }
 
 impl Reply<'_> {
@@ -151,6 +157,7 @@ impl Reply<'_> {
             Self::HostCall { .. } => "HostCall",
             Self::Trace { .. } => "Trace",
             Self::Log { .. } => "Log",
+            Self::Forbidden { .. } => "Forbidden",
         }
     }
 }

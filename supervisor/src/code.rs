@@ -9,9 +9,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use conclave_ipc::Role;
 use conclave_ipc::limits::{CODE_BYTES_MAX, MODULE_BYTES_MAX};
 use conclave_ipc::message::{ModuleFacts, Reply, Request};
+use conclave_ipc::{Phase, Role};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
@@ -222,6 +222,6 @@ async fn request_code(
         Reply::Compiled { code_bytes, metadata, facts } => {
             Ok((code_bytes, metadata.map(<[u8]>::to_vec), facts))
         }
-        other => Err(unexpected(&other)),
+        other => Err(unexpected(&other, Phase::Compile)),
     }
 }

@@ -274,6 +274,7 @@ impl Policy {
     ) -> Result<(), LoadError> {
         let done = self.ask(process, contract, Operation::ValidateSettings, Duration::ZERO).await;
         done.log.write(self.name(), "");
+        let done = done.unless_lost().map_err(|error| LoadError::Worker(error.into()))?;
         let verdict = environment
             .placement
             .at_length(done.answer_bytes(), || decide_settings(done.outcome()));

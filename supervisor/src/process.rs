@@ -9,12 +9,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use conclave_ipc::Role;
 use conclave_ipc::exit::WorkerExit;
 use conclave_ipc::frame::{self, FrameBuffer, FrameError};
 use conclave_ipc::layers::Layers;
 use conclave_ipc::limits::{FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, REPLY_BYTES_MAX};
 use conclave_ipc::message::{Confinement, EvaluationId, FaultClass, Reply, Request};
+use conclave_ipc::{Phase, Role};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
@@ -40,8 +40,24 @@ pub(crate) enum WorkerError {
     #[error("worker missed its deadline")]
     Deadline,
     /// It ended by itself.
-    #[error("worker {0}")]
-    Died(Death),
+    #[error("worker (role {}) {death}", .phase.name())]
+    Died {
+        /// What it was doing.
+        phase: Phase,
+        /// How it ended.
+        death: Death,
+    },
+    /// It made a system call that its filter does not let through, and dies of it.
+    #[error(
+        "worker (role {}) made the system call {}, which is outside its filter, and is killed",
+        .phase.name(), syscall_name(*.syscall)
+    )]
+    Forbidden {
+        /// What it was doing.
+        phase: Phase,
+        /// The call's number.
+        syscall: u32,
+    },
     /// It reported that its policy broke.
     #[error("{}: {message}", .class.name())]
     Fault {
@@ -62,6 +78,19 @@ pub(crate) enum WorkerError {
     /// The channel failed.
     #[error("channel to the worker failed: {0}")]
     Channel(io::Error),
+}
+
+impl WorkerError {
+    /// Whether the guest was at fault, in a way that its request can be answered with.
+    pub(crate) const fn is_of_guest(&self) -> bool {
+        matches!(self, Self::Deadline | Self::Fault { .. })
+    }
+}
+
+/// The name of a system call of this processor, for people.
+fn syscall_name(number: u32) -> String {
+    let known = usize::try_from(number).ok().and_then(syscalls::Sysno::new);
+    known.map_or_else(|| format!("number {number:#x}"), |call| call.name().to_owned())
 }
 
 /// How a worker process ended.
@@ -119,6 +148,7 @@ pub(crate) struct Process {
     evaluations: u64,
     pid: Pid,
     seat: Seat,
+    phase: Phase,
 }
 
 impl Process {
@@ -134,13 +164,17 @@ impl Process {
     ) -> Result<(Self, Confinement), WorkerError> {
         let spawned = spawner.spawn(role, image, output).await.map_err(WorkerError::Spawn)?;
         let guard = spawner.living().enter();
-        let mut process = Self::adopt(spawned, guard).map_err(WorkerError::Spawn)?;
+        let phase = match role {
+            Role::Compile => Phase::Compile,
+            Role::Serve => Phase::Load,
+        };
+        let mut process = Self::adopt(spawned, guard, phase).map_err(WorkerError::Spawn)?;
         let deadline = Instant::now() + START_TIME_MAX;
         let report = process.until(deadline, Self::await_confinement).await?;
         Ok((process, report))
     }
 
-    fn adopt(spawned: Spawned, guard: LifeGuard) -> io::Result<Self> {
+    fn adopt(spawned: Spawned, guard: LifeGuard, phase: Phase) -> io::Result<Self> {
         let life = Life::new(spawned.pidfd, guard)?;
         tracing::debug!(pid = spawned.pid.as_raw(), "worker started");
         Ok(Self {
@@ -153,17 +187,23 @@ impl Process {
             evaluations: 0,
             pid: spawned.pid,
             seat: Seat::default(),
+            phase,
         })
     }
 
     async fn await_confinement(&mut self) -> Result<Confinement, WorkerError> {
-        let namespaces = self.namespaces;
+        let (namespaces, phase) = (self.namespaces, self.phase);
         match self.receive().await? {
             Reply::Confined(report) => {
                 Ok(Confinement { layers: report.layers.union(namespaces), ..report })
             }
-            other => Err(unexpected(&other)),
+            other => Err(unexpected(&other, phase)),
         }
+    }
+
+    /// Notes that it has loaded its code, and serves from now on.
+    pub(crate) fn loaded(&mut self) {
+        self.phase = Phase::Serve;
     }
 
     /// The layers that the supervisor itself gave this worker.
@@ -268,7 +308,7 @@ impl Process {
 
     async fn explain(&self, error: io::Error) -> WorkerError {
         match tokio::time::timeout(DEATH_TIME_MAX, self.death()).await {
-            Ok(death) => WorkerError::Died(death),
+            Ok(death) => WorkerError::Died { phase: self.phase, death },
             Err(_elapsed) => WorkerError::Channel(error),
         }
     }
@@ -278,8 +318,9 @@ impl Process {
 const DEATH_TIME_MAX: Duration = Duration::from_millis(100);
 
 /// The error for a message that is not allowed in this state.
-pub(crate) fn unexpected(reply: &Reply<'_>) -> WorkerError {
+pub(crate) fn unexpected(reply: &Reply<'_>, phase: Phase) -> WorkerError {
     match reply {
+        Reply::Forbidden { syscall } => WorkerError::Forbidden { phase, syscall: *syscall },
         Reply::Fault { class, message, .. } => {
             let end = message.floor_char_boundary(MESSAGE_BYTES_MAX);
             let message = message.get(..end).unwrap_or_default().to_owned();

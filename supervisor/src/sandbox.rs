@@ -73,6 +73,20 @@ const fn advice(layer: Layer) -> &'static str {
         Layer::Landlock => "needs Linux 5.13 or newer with \"landlock\" in the kernel's lsm= list",
         Layer::SyscallFilter => "needs a kernel with CONFIG_SECCOMP_FILTER",
         Layer::WriteExecuteDenied => "needs Linux 6.3 or newer",
+        Layer::NoNestedNamespaces => {
+            "needs user namespaces, and /proc/sys/user to be writable for their owners \
+             (ProtectKernelTunables= of a systemd unit makes it read-only)"
+        }
+        Layer::ControlGroup => {
+            "needs cgroup v2 and a control group that is handed to the daemon (Delegate=yes in \
+             its systemd unit); until then the limits of each process have to do"
+        }
+        Layer::CodeSealed => {
+            "needs Linux 6.10 or newer, and mseal in the SystemCallFilter= of a systemd unit"
+        }
+        Layer::BranchBarrier => {
+            "needs a processor and kernel settings (spectre_v2_user=) that let a process ask for it"
+        }
         Layer::NoNewPrivileges
         | Layer::ResourceLimits
         | Layer::NotDumpable
@@ -126,10 +140,11 @@ impl Sandbox {
     pub(crate) fn require_loaded(&self, layers: Layers) -> Result<(), Weaker> {
         self.require(layers)?;
         let first = self.loaded.get_or_init(|| {
-            let optional = |layer: &Layer| !layer.is_required() && !layers.contains(*layer);
-            for layer in Layer::ALL.into_iter().filter(optional) {
-                let (layer, advice) = (layer.name(), advice(layer));
-                tracing::warn!(layer, advice, "workers do without a layer that is not required");
+            let lacking = |layer: &Layer| !layers.contains(*layer);
+            let lacking: Vec<_> = Layer::ALL.into_iter().filter(lacking).collect();
+            if !lacking.is_empty() {
+                let missing = names(&lacking);
+                tracing::info!(missing, "workers do without these layers (see conclave sandbox)");
             }
             layers
         });

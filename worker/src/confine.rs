@@ -12,16 +12,22 @@ mod landlock;
 mod memory;
 mod privileges;
 mod resources;
+mod speculation;
 mod syscalls;
+mod violation;
 
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 
 use conclave_ipc::Role;
 use conclave_ipc::layers::{Layer, Layers};
 use conclave_ipc::message::Confinement;
+use seccompiler::sock_filter;
+
+pub use syscalls::Filter;
 
 /// The worker's command line: `ROLE namespaces|plain`.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +50,26 @@ impl Arguments {
         words.next().is_none().then_some(Self { role, namespaces })
     }
 }
+
+/// Which of the steps down are taken. The program that ships takes all of them and is compiled
+/// for [`Complete`] alone; what the tests run leaves one out to see what the others stop.
+pub trait Ladder {
+    /// Whether the steps that make this layer are taken.
+    fn has(&self, _layer: Layer) -> bool {
+        true
+    }
+
+    /// What a filter lets through.
+    fn program(&self, filter: Filter) -> Vec<sock_filter> {
+        filter.program()
+    }
+}
+
+/// Every step.
+#[derive(Debug, Clone, Copy)]
+pub struct Complete;
+
+impl Ladder for Complete {}
 
 /// Proof that [`lock`] has run to its end; made nowhere else.
 #[derive(Debug)]
@@ -95,47 +121,78 @@ pub fn channel() -> io::Result<UnixStream> {
 ///
 /// # Errors
 /// The first step that fails although the host offers it.
-pub fn lock(arguments: &Arguments) -> Result<Confined, ConfineError> {
+pub fn lock(arguments: &Arguments, ladder: &impl Ladder) -> Result<Confined, ConfineError> {
     let mut layers = Layers::NONE;
     // Before anything else, so that no later step can be undone by an executed file.
-    nix::sys::prctl::set_no_new_privs()
-        .map_err(io::Error::from)
-        .map_err(ConfineError::at("no_new_privs"))?;
-    layers = layers.with(Layer::NoNewPrivileges);
+    if ladder.has(Layer::NoNewPrivileges) {
+        nix::sys::prctl::set_no_new_privs()
+            .map_err(io::Error::from)
+            .map_err(ConfineError::at("no_new_privs"))?;
+        layers = layers.with(Layer::NoNewPrivileges);
+    }
 
     // Needs the capabilities that the user namespace gave; the next step drops them.
-    if arguments.namespaces {
+    if arguments.namespaces && ladder.has(Layer::EmptyRoot) {
         filesystem::enter_empty_root().map_err(ConfineError::at("empty root"))?;
         layers = layers.with(Layer::EmptyRoot);
     }
-    if privileges::drop_all().map_err(ConfineError::at("capabilities"))? {
+    if ladder.has(Layer::NoCapabilities)
+        && privileges::drop_all().map_err(ConfineError::at("capabilities"))?
+    {
         layers = layers.with(Layer::NoCapabilities);
     }
 
     // After the last change of credentials, which would reset both.
-    privileges::hide_and_die_with_parent().map_err(ConfineError::at("prctl"))?;
-    layers = layers.with(Layer::NotDumpable).with(Layer::ParentDeathSignal);
-
-    let landlock_abi = landlock::forbid_everything().map_err(ConfineError::at("landlock"))?;
-    if landlock_abi > 0 {
-        layers = layers.with(Layer::Landlock);
+    if ladder.has(Layer::NotDumpable) {
+        privileges::hide().map_err(ConfineError::at("dumpable"))?;
+        layers = layers.with(Layer::NotDumpable);
     }
-    resources::limit(arguments.role).map_err(ConfineError::at("resource limits"))?;
-    layers = layers.with(Layer::ResourceLimits);
+    if ladder.has(Layer::ParentDeathSignal) {
+        privileges::die_with_parent().map_err(ConfineError::at("parent-death signal"))?;
+        layers = layers.with(Layer::ParentDeathSignal);
+    }
+    if ladder.has(Layer::BranchBarrier) && speculation::separate_branch_predictions() {
+        layers = layers.with(Layer::BranchBarrier);
+    }
+
+    let mut landlock_abi = 0;
+    if ladder.has(Layer::Landlock) {
+        landlock_abi = landlock::forbid_everything().map_err(ConfineError::at("landlock"))?;
+        if landlock_abi > 0 {
+            layers = layers.with(Layer::Landlock);
+        }
+    }
+    if ladder.has(Layer::ResourceLimits) {
+        resources::limit(arguments.role).map_err(ConfineError::at("resource limits"))?;
+        layers = layers.with(Layer::ResourceLimits);
+    }
 
     // Nothing writes to these; a panic is told by the exit code.
     descriptors::close_standard_streams().map_err(ConfineError::at("standard streams"))?;
 
-    // Last: the steps above need calls that no filter allows.
     let filter = match arguments.role {
-        Role::Compile => syscalls::Filter::Compile,
-        Role::Serve => syscalls::Filter::Load,
+        Role::Compile => {
+            // It only writes code; who runs code has to wait until it is mapped.
+            layers = layers.union(deny_write_execute(ladder)?);
+            Filter::Compile
+        }
+        Role::Serve => Filter::Load,
     };
-    syscalls::install(filter).map_err(ConfineError::at("system call filter"))?;
-    layers = layers.with(Layer::SyscallFilter);
-
+    // Last: the steps above need calls that no filter allows.
+    if ladder.has(Layer::SyscallFilter) {
+        violation::report().map_err(ConfineError::at("handler of SIGSYS"))?;
+        syscalls::install(&ladder.program(filter))
+            .map_err(ConfineError::at("system call filter"))?;
+        layers = layers.with(Layer::SyscallFilter);
+    }
     let report = Confinement { layers, landlock_abi };
     Ok(Confined { report, role: arguments.role })
+}
+
+fn deny_write_execute(ladder: &impl Ladder) -> Result<Layers, ConfineError> {
+    let denied = ladder.has(Layer::WriteExecuteDenied)
+        && memory::deny_write_execute().map_err(ConfineError::at("write-execute"))?;
+    Ok(if denied { Layers::NONE.with(Layer::WriteExecuteDenied) } else { Layers::NONE })
 }
 
 impl Confined {
@@ -158,20 +215,34 @@ impl Confined {
     }
 
     /// Closes the door behind the loaded code: from here on nothing executable can be
-    /// mapped, no descriptor opened, and private memory is bounded by `data_bytes_max`.
+    /// mapped, no descriptor opened, and private memory is bounded by `data_bytes_max`. `code`
+    /// is where the code lies; it must stay there until the process ends.
     ///
     /// # Errors
     /// The first step that fails although the host offers it.
-    pub fn seal(self, data_bytes_max: u64) -> Result<Sealed, ConfineError> {
+    pub fn seal(
+        self,
+        data_bytes_max: u64,
+        code: &Range<*const u8>,
+        ladder: &impl Ladder,
+    ) -> Result<Sealed, ConfineError> {
         let mut report = self.report;
-        resources::limit_data(data_bytes_max).map_err(ConfineError::at("memory limit"))?;
-        // Not earlier: creating the Landlock ruleset and mapping code need descriptors.
-        resources::forbid_descriptors().map_err(ConfineError::at("descriptor limit"))?;
-        // Not earlier: publishing the code makes written memory executable.
-        if memory::deny_write_execute().map_err(ConfineError::at("write-execute"))? {
-            report.layers = report.layers.with(Layer::WriteExecuteDenied);
+        if ladder.has(Layer::ResourceLimits) {
+            resources::limit_data(data_bytes_max).map_err(ConfineError::at("memory limit"))?;
+            // Not earlier: creating the Landlock ruleset and mapping code need descriptors.
+            resources::forbid_descriptors().map_err(ConfineError::at("descriptor limit"))?;
         }
-        syscalls::install(syscalls::Filter::Serve).map_err(ConfineError::at("serving filter"))?;
+        // Not earlier: publishing the code makes written memory executable.
+        report.layers = report.layers.union(deny_write_execute(ladder)?);
+        if ladder.has(Layer::CodeSealed)
+            && memory::seal_code(code).map_err(ConfineError::at("sealing the code"))?
+        {
+            report.layers = report.layers.with(Layer::CodeSealed);
+        }
+        if ladder.has(Layer::SyscallFilter) {
+            syscalls::install(&ladder.program(Filter::Serve))
+                .map_err(ConfineError::at("serving filter"))?;
+        }
         Ok(Sealed { report })
     }
 }

@@ -4,12 +4,14 @@
 //! nothing foreign is read before the bottom. This is a library so that the tests can run
 //! their own code inside the very confinement that ships.
 
+mod allocator;
 mod compile;
 pub mod confine;
 mod policy;
 mod serve;
 mod session;
 
+use std::mem::ManuallyDrop;
 use std::os::unix::net::UnixStream;
 use std::{env, panic};
 
@@ -18,8 +20,10 @@ use conclave_ipc::exit::WorkerExit;
 use conclave_ipc::message::{FaultClass, Reply};
 use conclave_ipc::{Role, limits};
 
-use confine::{Arguments, Confined};
-use policy::engine;
+use confine::{Arguments, Complete, Confined, Ladder};
+
+pub use allocator::BoundedAllocator;
+pub use policy::engine::new as engine;
 
 /// The worker's end of the channel, over the real socket.
 type Channel = WorkerEnd<UnixStream>;
@@ -27,6 +31,12 @@ type Channel = WorkerEnd<UnixStream>;
 /// Runs the worker to its end. The arguments are those of [`Arguments`].
 #[must_use]
 pub fn main() -> WorkerExit {
+    descend(&Complete)
+}
+
+/// Runs a worker that takes the steps of this ladder down. What ships is [`main`].
+#[must_use]
+pub fn descend(ladder: &impl Ladder) -> WorkerExit {
     end_on_panic();
     let Some(arguments) = Arguments::parse(env::args().skip(1)) else {
         return WorkerExit::Usage;
@@ -37,11 +47,12 @@ pub fn main() -> WorkerExit {
     let mut channel = WorkerEnd::new(socket);
     // The engine is made first: it looks at the machine (processor features, the page
     // map) through files that are gone further down. It has seen nothing foreign.
-    let engine = match engine::new() {
-        Ok(engine) => engine,
+    let engine = match engine() {
+        // Its memory goes with the process: what unmaps it would need system calls.
+        Ok(engine) => ManuallyDrop::new(engine),
         Err(error) => return give_up(&mut channel, &format!("engine: {error:#}")),
     };
-    let confined = match confine::lock(&arguments) {
+    let confined = match confine::lock(&arguments, ladder) {
         Ok(confined) => confined,
         Err(error) => return give_up(&mut channel, &error.to_string()),
     };
@@ -50,7 +61,7 @@ pub fn main() -> WorkerExit {
     }
     match arguments.role {
         Role::Compile => compile::run(&confined, &engine, &mut channel),
-        Role::Serve => load_and_serve(confined, &engine, channel),
+        Role::Serve => load_and_serve(confined, &engine, channel, ladder),
     }
 }
 
@@ -58,13 +69,15 @@ fn load_and_serve(
     confined: Confined,
     engine: &wasmtime::Engine,
     mut channel: Channel,
+    ladder: &impl Ladder,
 ) -> WorkerExit {
+    // Never dropped: the code is sealed where it lies.
     let loaded = match serve::load(&confined, engine, &mut channel) {
-        Ok(loaded) => loaded,
+        Ok(loaded) => ManuallyDrop::new(loaded),
         Err(exit) => return exit,
     };
     let data_bytes_max = loaded.memory_bytes_max.saturating_add(limits::SERVE_OVERHEAD_BYTES);
-    match confined.seal(data_bytes_max) {
+    match confined.seal(data_bytes_max, &loaded.code(), ladder) {
         Ok(sealed) => serve::run(&sealed, loaded, channel),
         Err(error) => give_up(&mut channel, &error.to_string()),
     }

@@ -4,6 +4,10 @@
 use std::process::ExitCode;
 
 use conclave_ipc::exit::WorkerExit;
+use conclave_worker::BoundedAllocator;
+
+#[global_allocator]
+static ALLOCATOR: BoundedAllocator = BoundedAllocator;
 
 fn main() -> ExitCode {
     let exit = conclave_worker::main();

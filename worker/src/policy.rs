@@ -8,6 +8,7 @@ mod wapc;
 mod wasi;
 
 use std::fmt;
+use std::ops::Range;
 
 use ::wapc::WapcHost;
 use conclave_ipc::limits::MESSAGE_BYTES_MAX;
@@ -133,6 +134,13 @@ impl Template {
             memory_bytes_max: usize::try_from(load.memory_bytes_max).unwrap_or(usize::MAX),
             runs_at_instantiation: load.runs_at_instantiation,
         })
+    }
+}
+
+impl Template {
+    /// Where the native code lies.
+    pub(crate) fn code(&self) -> Range<*const u8> {
+        self.pre.module().image_range()
     }
 }
 

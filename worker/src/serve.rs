@@ -1,6 +1,8 @@
 //! The serve role: load one policy, then receive, evaluate, send.
 #![forbid(unsafe_code)]
 
+use std::mem::ManuallyDrop;
+use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,13 @@ pub(crate) struct Loaded {
     template: Template,
     /// The bound on the guest's linear memory, in bytes.
     pub(crate) memory_bytes_max: u64,
+}
+
+impl Loaded {
+    /// Where the code lies.
+    pub(crate) fn code(&self) -> Range<*const u8> {
+        self.template.code()
+    }
 }
 
 /// Waits for the one [`Request::Load`] and maps the code. A failure has been reported.
@@ -43,12 +52,17 @@ pub(crate) fn load(
 
 /// Evaluates until the channel is closed or something breaks. Guest code runs only here,
 /// and only behind the proof that the serving filter is on.
-pub(crate) fn run(sealed: &Sealed, loaded: Loaded, mut channel: Channel) -> WorkerExit {
+pub(crate) fn run(
+    sealed: &Sealed,
+    loaded: ManuallyDrop<Loaded>,
+    mut channel: Channel,
+) -> WorkerExit {
     if let Err(error) = channel.send(&Reply::Loaded(sealed.report())) {
         return exit_for(&error);
     }
     let session = Session::new(channel);
-    let mut policy = Policy::new(loaded.template, session.clone());
+    let template = ManuallyDrop::into_inner(loaded).template;
+    let mut policy = ManuallyDrop::new(Policy::new(template, session.clone()));
     loop {
         // Off the critical path: the supervisor has its answer already.
         if let Err(error) = session.release() {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use conclave_ipc::Phase;
 use conclave_ipc::limits::LOG_LINE_BYTES_MAX;
 use conclave_ipc::message::{Contract, Operation, Reply, Request};
 use tokio::time::Instant;
@@ -58,6 +59,17 @@ impl Done {
             Err(_) => {
                 Outcome::Failure(Failure::Unavailable("the policy's worker was lost".to_owned()))
             }
+        }
+    }
+
+    /// This, if it is about the guest and not about its worker.
+    ///
+    /// # Errors
+    /// How the worker was lost; that is for the operator, and says nothing of the request.
+    pub(crate) fn unless_lost(self) -> Result<Self, WorkerError> {
+        match self.answer {
+            Err(error) if !error.is_of_guest() => Err(error),
+            answer => Ok(Self { answer, ..self }),
         }
     }
 
@@ -161,7 +173,7 @@ async fn converse(
                 let call = HostCall { binding, namespace, operation };
                 access.answer(call).map_err(violation)?
             }
-            other => return Err(unexpected(&other)),
+            other => return Err(unexpected(&other, Phase::Serve)),
         };
         process.send(&Request::HostAnswer(answer.as_deref().map_err(String::as_str))).await?;
     }

@@ -6,9 +6,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use conclave_ipc::Role;
 use conclave_ipc::limits::GUEST_MEMORY_BYTES_DEFAULT;
 use conclave_ipc::message::{Contract, Load, Operation, Reply, Request};
+use conclave_ipc::{Phase, Role};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -55,12 +55,13 @@ pub(super) async fn start_worker(
             process.send(&Request::Load(load)).await?;
             match process.receive().await? {
                 Reply::Loaded(report) => Ok(report),
-                other => Err(unexpected(&other)),
+                other => Err(unexpected(&other, Phase::Load)),
             }
         })
         .await?;
     let layers = report.layers.union(process.namespaces());
     compiler.sandbox.require_loaded(layers)?;
+    process.loaded();
     Ok(process)
 }
 

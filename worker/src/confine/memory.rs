@@ -1,12 +1,13 @@
-//! Memory-deny-write-execute, where the kernel has it (Linux 6.3).
-//!
-//! Lost: making any mapping executable that was not, and mapping anything writable and
-//! executable. The loaded code stays executable.
-#![expect(unsafe_code, reason = "prctl has no safe wrapper for this option")]
+//! What is memory and what is code, for good.
+#![expect(unsafe_code, reason = "neither call has a safe wrapper")]
 
 use std::io;
+use std::ops::Range;
 
-/// Whether the kernel knows the option.
+/// Memory-deny-write-execute. Lost: making any mapping executable that was not, and mapping
+/// anything writable and executable. The loaded code stays executable.
+///
+/// `false` if the kernel does not know the option (before Linux 6.3).
 ///
 /// # Errors
 /// The kernel knows it and refuses.
@@ -17,6 +18,30 @@ pub(super) fn deny_write_execute() -> io::Result<bool> {
         0 => Ok(true),
         _ => match io::Error::last_os_error() {
             error if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+            error => Err(error),
+        },
+    }
+}
+
+/// Seals the mapped code. Lost: unmapping it, mapping something else in its place, and
+/// changing what may be done with it.
+///
+/// `false` if the kernel does not know the call (before Linux 6.10), or a filter of the
+/// service manager's that does not know it refuses it.
+///
+/// # Errors
+/// The kernel knows it and refuses.
+pub(super) fn seal_code(code: &Range<*const u8>) -> io::Result<bool> {
+    let length = code.end.addr().saturating_sub(code.start.addr());
+    if length == 0 {
+        return Ok(false);
+    }
+    // SAFETY: sealing takes a range by value and changes no byte of it. Nothing in this
+    // program unmaps or changes loaded code: what holds it is never dropped.
+    match unsafe { libc::syscall(libc::SYS_mseal, code.start, length, 0) } {
+        0 => Ok(true),
+        _ => match io::Error::last_os_error() {
+            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(false),
             error => Err(error),
         },
     }

@@ -36,16 +36,22 @@ fn lock_secure_bits() -> io::Result<()> {
     }
 }
 
-/// No core dump and no tracing by processes of the same user; killed by the kernel when
-/// the supervisor's spawning thread ends, which lives as long as the supervisor.
+/// No core dump, and no tracing by processes of the same user.
+///
+/// # Errors
+/// `prctl` failed, which this option does not.
+pub(super) fn hide() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_dumpable(false)?)
+}
+
+/// Killed by the kernel when the supervisor's spawning thread ends, which lives as long as
+/// the supervisor.
 ///
 /// If the supervisor died before this call the channel is closed, and the worker ends
 /// because no message comes.
 ///
 /// # Errors
-/// `prctl` failed, which these options do not.
-pub(super) fn hide_and_die_with_parent() -> io::Result<()> {
-    nix::sys::prctl::set_dumpable(false)?;
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-    Ok(())
+/// `prctl` failed, which this option does not.
+pub(super) fn die_with_parent() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)
 }

@@ -1,7 +1,7 @@
 //! The system call filters: `seccomp.json`, compiled by the build script.
 //!
-//! Lost: every call that is not listed, and listed calls with other arguments; the
-//! process is killed. Filters stack: a later one can only take more away.
+//! Lost: every call that is not listed, and listed calls with other arguments; the process
+//! tells which one it was and is killed. Filters stack: a later one can only take more away.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -14,7 +14,7 @@ mod programs {
 
 /// One of the filters in `seccomp.json`.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Filter {
+pub enum Filter {
     /// Turns a module into native code.
     Compile,
     /// Maps native code; may install one more filter.
@@ -23,17 +23,23 @@ pub(super) enum Filter {
     Serve,
 }
 
-/// Turns the filter on for this thread, the only one there is.
+impl Filter {
+    /// The program that ships.
+    #[must_use]
+    pub fn program(self) -> Vec<sock_filter> {
+        let instructions = match self {
+            Self::Compile => programs::COMPILE,
+            Self::Load => programs::LOAD,
+            Self::Serve => programs::SERVE,
+        };
+        instructions.iter().map(|&(code, jt, jf, k)| sock_filter { code, jt, jf, k }).collect()
+    }
+}
+
+/// Turns a filter on for this thread, the only one there is.
 ///
 /// # Errors
 /// The kernel refused it.
-pub(super) fn install(filter: Filter) -> io::Result<()> {
-    let instructions = match filter {
-        Filter::Compile => programs::COMPILE,
-        Filter::Load => programs::LOAD,
-        Filter::Serve => programs::SERVE,
-    };
-    let program: Vec<sock_filter> =
-        instructions.iter().map(|&(code, jt, jf, k)| sock_filter { code, jt, jf, k }).collect();
-    seccompiler::apply_filter(&program).map_err(io::Error::other)
+pub(super) fn install(program: &[sock_filter]) -> io::Result<()> {
+    seccompiler::apply_filter(program).map_err(io::Error::other)
 }

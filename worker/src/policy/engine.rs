@@ -24,7 +24,7 @@ const INSTANCE_BYTES_MAX: usize = 16 << 20;
 ///
 /// # Errors
 /// The kernel refuses the address space of the pool, or the processor is not supported.
-pub(crate) fn new() -> Result<Engine> {
+pub fn new() -> Result<Engine> {
     let mut config = Config::new();
     config
         .strategy(Strategy::Cranelift)
