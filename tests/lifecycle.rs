@@ -224,7 +224,7 @@ fn a_worker_that_is_killed_is_replaced() {
         let [victim] = workers.as_slice() else { panic!("{workers:?}") };
         kill(*victim, Signal::SIGKILL).unwrap();
         daemon.wait_for("the loss to be noticed", |daemon| {
-            daemon.log().matches("idle worker was killed by SIGKILL").count() > round
+            daemon.log().matches("idle worker (role serve) was killed by SIGKILL").count() > round
         });
         // This one waits for the replacement.
         assert_allowed(&daemon.post("/validate/yes", request("pod-ok.json")));

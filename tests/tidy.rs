@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 /// The only files that may say `unsafe`.
-const UNSAFE_FILES: [&str; 8] = [
+const UNSAFE_FILES: [&str; 9] = [
     "supervisor/src/spawn.rs",
     "worker/src/allocator.rs",
     "worker/src/confine/descriptors.rs",
@@ -25,6 +25,7 @@ const UNSAFE_FILES: [&str; 8] = [
     "worker/src/confine/privileges.rs",
     "worker/src/confine/speculation.rs",
     "worker/src/confine/violation.rs",
+    "worker/src/end.rs",
     "worker/src/policy/engine.rs",
 ];
 
@@ -383,17 +384,17 @@ fn no_worker_that_has_seen_foreign_bytes_can_make_memory_executable() {
     for name in ["compile", "serve"] {
         let rules = rules(&filters, name);
         for call in ["mmap", "mprotect"] {
-            let mut about: Vec<_> = rules.iter().filter(|rule| rule["syscall"] == call).collect();
-            assert_eq!(about.len(), 1, "{name}: one rule decides about {call}");
-            let arguments = about.pop().unwrap()["args"].as_array().unwrap().clone();
-            assert!(
-                arguments.iter().any(|argument| {
+            // A compiling worker never calls mprotect.
+            assert!(rules.iter().any(|rule| rule["syscall"] == call) || name == "compile");
+            for rule in rules.iter().filter(|rule| rule["syscall"] == call) {
+                let masked = |argument: &Value| {
                     argument["index"] == 2
                         && argument["op"]["masked_eq"] == 4
                         && argument["val"] == 0
-                }),
-                "{name}: {call} may take PROT_EXEC"
-            );
+                };
+                let arguments = rule["args"].as_array().unwrap();
+                assert!(arguments.iter().any(masked), "{name}: {call} may take PROT_EXEC");
+            }
         }
         for call in ["pkey_mprotect", "remap_file_pages", "shmat", "personality"] {
             assert!(!rules.iter().any(|rule| rule["syscall"] == call), "{name}: {call}");
@@ -478,6 +479,9 @@ fn every_suite_is_declared() {
         files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
     {
         let name = path.file_name().unwrap().to_str().unwrap();
+        if name == "build.rs" {
+            continue;
+        }
         assert!(manifest.contains(&format!("path = \"{name}\"")), "{name}");
     }
 }

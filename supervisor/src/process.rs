@@ -306,10 +306,31 @@ impl Process {
         self.life.death().await
     }
 
-    async fn explain(&self, error: io::Error) -> WorkerError {
+    async fn explain(&mut self, error: io::Error) -> WorkerError {
         match tokio::time::timeout(DEATH_TIME_MAX, self.death()).await {
-            Ok(death) => WorkerError::Died { phase: self.phase, death },
+            Ok(death) => self.post_mortem(death).await,
             Err(_elapsed) => WorkerError::Channel(error),
+        }
+    }
+
+    /// Why a worker that has ended did so.
+    pub(crate) async fn post_mortem(&mut self, death: Death) -> WorkerError {
+        let phase = self.phase;
+        if death == Death::Signalled(Signal::SIGSYS) {
+            let said = tokio::time::timeout(DEATH_TIME_MAX, self.forbidden_call()).await;
+            if let Ok(Some(syscall)) = said {
+                return WorkerError::Forbidden { phase, syscall };
+            }
+        }
+        WorkerError::Died { phase, death }
+    }
+
+    /// The call that a dead worker was killed for, if that is among what it said before.
+    async fn forbidden_call(&mut self) -> Option<u32> {
+        loop {
+            if let Reply::Forbidden { syscall } = self.receive().await.ok()? {
+                return Some(syscall);
+            }
         }
     }
 }

@@ -8,6 +8,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 
 use conclave_ipc::exit::WorkerExit;
 
+use crate::end::end;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct BoundedAllocator;
@@ -38,8 +40,7 @@ unsafe impl GlobalAlloc for BoundedAllocator {
 
 fn require(block: *mut u8) -> *mut u8 {
     if block.is_null() {
-        // SAFETY: ends the process and touches no memory.
-        unsafe { libc::_exit(i32::from(WorkerExit::OutOfMemory.code())) }
+        end(WorkerExit::OutOfMemory);
     }
     block
 }

@@ -7,6 +7,7 @@
 mod allocator;
 mod compile;
 pub mod confine;
+mod end;
 mod policy;
 mod serve;
 mod session;
@@ -23,6 +24,7 @@ use conclave_ipc::{Role, limits};
 use confine::{Arguments, Complete, Confined, Ladder};
 
 pub use allocator::BoundedAllocator;
+pub use end::end;
 pub use policy::engine::new as engine;
 
 /// The worker's end of the channel, over the real socket.
@@ -102,8 +104,5 @@ fn exit_for(error: &ChannelError) -> WorkerExit {
 /// A panic ends the process at once in every build profile, without unwinding through
 /// the engine and without `abort`, whose signal would read as a forbidden system call.
 fn end_on_panic() {
-    panic::set_hook(Box::new(|_| {
-        #[expect(clippy::exit, reason = "a panicking worker has no caller to return to")]
-        std::process::exit(i32::from(WorkerExit::Panicked.code()));
-    }));
+    panic::set_hook(Box::new(|_| end(WorkerExit::Panicked)));
 }

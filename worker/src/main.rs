@@ -1,15 +1,13 @@
 //! The `conclave-worker` program. See the library for what it does.
 #![forbid(unsafe_code)]
 
-use std::process::ExitCode;
-
 use conclave_ipc::exit::WorkerExit;
 use conclave_worker::BoundedAllocator;
 
 #[global_allocator]
 static ALLOCATOR: BoundedAllocator = BoundedAllocator;
 
-fn main() -> ExitCode {
+fn main() {
     let exit = conclave_worker::main();
     if exit == WorkerExit::Usage {
         // Goes nowhere unless a person has started this program.
@@ -18,5 +16,5 @@ fn main() -> ExitCode {
             eprintln!("conclave-worker is started by conclave, not by hand");
         }
     }
-    ExitCode::from(exit.code())
+    conclave_worker::end(exit)
 }

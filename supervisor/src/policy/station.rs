@@ -112,7 +112,8 @@ impl Station {
             let job = tokio::select! {
                 job = jobs.recv() => job,
                 death = process.death() => {
-                    tracing::warn!(policy = self.policy.name(), "idle worker {death}");
+                    let why = process.post_mortem(death).await;
+                    tracing::warn!(policy = self.policy.name(), "idle {why}");
                     None
                 }
             };

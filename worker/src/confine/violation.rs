@@ -40,8 +40,9 @@ const _: () = assert!(align_of::<SigsysInfo>() <= align_of::<libc::siginfo_t>())
 /// # Errors
 /// `sigaction` failed.
 pub(super) fn report() -> io::Result<()> {
-    let action =
-        SigAction::new(SigHandler::SigAction(tell_and_die), SaFlags::SA_ONSTACK, SigSet::all());
+    // On the stack that there is: the alternate one has room for the engine's handler only.
+    let handler = SigHandler::SigAction(tell_and_die);
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::all());
     // SAFETY: the handler makes system calls and computes on its own stack: it takes no lock
     // and allocates nothing, and does not return.
     unsafe { sigaction(Signal::SIGSYS, &action) }?;
