@@ -389,7 +389,7 @@ fn no_worker_that_has_seen_foreign_bytes_can_make_memory_executable() {
             for rule in rules.iter().filter(|rule| rule["syscall"] == call) {
                 let masked = |argument: &Value| {
                     argument["index"] == 2
-                        && argument["op"]["masked_eq"] == 4
+                        && argument["op"]["masked_eq"].as_u64().is_some_and(|mask| mask & 4 == 4)
                         && argument["val"] == 0
                 };
                 let arguments = rule["args"].as_array().unwrap();
