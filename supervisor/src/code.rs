@@ -18,11 +18,12 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use crate::cache::Cache;
+use crate::cgroup::Group;
 use crate::config::Sha256Digest;
 use crate::image::{Draft, Image};
 use crate::process::{Process, WorkerError, unexpected};
 use crate::sandbox::{Sandbox, Weaker};
-use crate::spawn::Spawner;
+use crate::spawn::{Spawner, Start};
 
 /// Native code of one module, and what the compiler saw in it.
 #[derive(Debug)]
@@ -109,6 +110,8 @@ pub(crate) struct Compiler {
     pub(crate) spawner: Spawner,
     pub(crate) sandbox: Arc<Sandbox>,
     pub(crate) cache: Option<Arc<Cache>>,
+    /// The control group of all compilations.
+    pub(crate) group: Option<Group>,
     /// How long one compilation may take.
     pub(crate) time_max: Duration,
     /// As many as compilations may go on at a time.
@@ -187,13 +190,15 @@ impl Compiler {
         let source = Image::of(&module.bytes)?;
         let output = Draft::new()?;
         let started = Instant::now();
-        let (mut process, report) = Process::start(
-            &self.spawner,
-            Role::Compile,
-            Some(source.as_fd()),
-            Some(output.as_fd()),
-        )
-        .await?;
+        let digest = module.digest.to_string();
+        let start = Start {
+            role: Role::Compile,
+            label: &digest,
+            image: Some(source.as_fd()),
+            output: Some(output.as_fd()),
+            group: self.group.as_ref(),
+        };
+        let (mut process, report) = Process::start(&self.spawner, start).await?;
         self.sandbox.require(report.layers)?;
         let (code_bytes, metadata, facts) =
             process.until(started + self.time_max, request_code).await?;

@@ -152,6 +152,8 @@ pub(crate) struct PolicySpec {
     pub(crate) message: Option<String>,
     /// Deadline of one evaluation, in whole milliseconds; `None` for the daemon's default.
     pub(crate) timeout: Option<Duration>,
+    /// Linear memory that an evaluation may use, in bytes.
+    pub(crate) memory_bytes_max: u64,
 }
 
 /// What happens with a policy's verdict.

@@ -6,6 +6,7 @@
 
 mod admission;
 mod cache;
+mod cgroup;
 mod cli;
 mod code;
 mod config;

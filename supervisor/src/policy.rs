@@ -8,15 +8,18 @@ mod evaluation;
 mod station;
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use conclave_ipc::limits::SERVE_OVERHEAD_BYTES;
 use conclave_ipc::message::{Contract, FaultClass, Operation};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::admission::{Failure, decide_settings};
+use crate::cgroup::{Delegation, Group, Limits};
 use crate::code::{Code, CompileError, Compiler, ModuleBytes};
 use crate::config::PolicySpec;
 use crate::log::shorten;
@@ -38,6 +41,8 @@ const QUEUE_TIME_MAX: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Environment {
     pub(crate) compiler: Compiler,
+    /// The control groups that workers are born into.
+    pub(crate) delegation: Option<Delegation>,
     /// Workers of each policy.
     pub(crate) workers: usize,
     /// Time of one evaluation, unless the policy has its own.
@@ -54,6 +59,9 @@ impl Environment {
     /// Ends every worker, whatever it is doing, and returns when all are gone.
     pub(crate) async fn end_workers(&self) {
         self.ending.send_replace(true);
+        if let Some(delegation) = &self.delegation {
+            delegation.kill_workers();
+        }
         self.compiler.spawner.living().none().await;
     }
 
@@ -78,7 +86,7 @@ enum Status {
 pub(crate) enum LoadError {
     /// The module can't be read.
     #[error("bootstrap failure: can't read module {path}: {cause}")]
-    Module { path: String, cause: std::io::Error },
+    Module { path: String, cause: io::Error },
     /// The module is not the one that the configuration pins.
     #[error(
         "bootstrap failure: the module's digest is {actual}, but the configuration pins {expected}"
@@ -90,6 +98,9 @@ pub(crate) enum LoadError {
     /// The module can't be run as a policy.
     #[error("bootstrap failure: {0}")]
     Metadata(MetadataError),
+    /// There is no control group for its workers.
+    #[error("bootstrap failure: no control group: {0}")]
+    Group(io::Error),
     /// No worker can host it.
     #[error("bootstrap failure: {0}")]
     Worker(StartError),
@@ -124,6 +135,8 @@ struct Job {
 struct Blueprint {
     code: Arc<Code>,
     contract: Contract,
+    /// The control group of the policy's workers.
+    group: Option<Group>,
 }
 
 /// One policy: what the configuration says, and its workers.
@@ -229,12 +242,14 @@ impl Policy {
     ) -> Result<(Blueprint, Process), LoadError> {
         let module = self.read_module().await?;
         let compiler = &environment.compiler;
-        let mut code = compiler.code(&module).await.map_err(LoadError::Compile)?;
+        let code = compiler.code(&module).await.map_err(LoadError::Compile)?;
         let contract = environment
             .execution
             .contract(code.metadata.as_deref(), code.facts.shape)
             .map_err(LoadError::Metadata)?;
-        let mut started = start_worker(compiler, &code, contract, &self.spec.settings).await;
+        let group = self.group(environment).map_err(LoadError::Group)?;
+        let mut blueprint = Blueprint { code, contract, group };
+        let mut started = start_worker(compiler, &blueprint, &self.spec).await;
         if let Err(StartError::Worker(WorkerError::Fault { class: FaultClass::BadCode, message })) =
             &started
         {
@@ -243,18 +258,32 @@ impl Policy {
                 error = message.as_str(),
                 "cached code does not fit, compiling again"
             );
-            code = compiler.fresh_code(&module).await.map_err(LoadError::Compile)?;
-            started = start_worker(compiler, &code, contract, &self.spec.settings).await;
+            blueprint.code = compiler.fresh_code(&module).await.map_err(LoadError::Compile)?;
+            started = start_worker(compiler, &blueprint, &self.spec).await;
         }
         let mut process = started.map_err(LoadError::Worker)?;
         self.check_settings(environment, &mut process, contract).await?;
-        Ok((Blueprint { code, contract }, process))
+        Ok((blueprint, process))
+    }
+
+    /// The control group of this policy's workers, if there are any. What it bounds together
+    /// is what the limits of each process bound one by one.
+    fn group(&self, environment: &Environment) -> io::Result<Option<Group>> {
+        let workers = environment.workers as u64;
+        let one = self.spec.memory_bytes_max.saturating_add(SERVE_OVERHEAD_BYTES);
+        let limits = Limits {
+            memory_bytes: workers.saturating_mul(one),
+            // A worker that was killed counts until it is reaped, beside its successor.
+            processes: workers.saturating_mul(2),
+        };
+        let delegation = environment.delegation.as_ref();
+        delegation.map(|groups| groups.for_policy(self.name(), limits)).transpose()
     }
 
     async fn read_module(&self) -> Result<ModuleBytes, LoadError> {
         let path = self.spec.module.clone();
         let read = tokio::task::spawn_blocking(move || ModuleBytes::read(&path)).await;
-        let module = read.map_err(std::io::Error::other).flatten().map_err(|cause| {
+        let module = read.map_err(io::Error::other).flatten().map_err(|cause| {
             LoadError::Module { path: self.spec.module.display().to_string(), cause }
         })?;
         match self.spec.digest {

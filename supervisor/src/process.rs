@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use conclave_ipc::exit::WorkerExit;
@@ -24,8 +24,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
+use crate::cgroup::Group;
 use crate::placement::{InFlight, Placement, Seat};
-use crate::spawn::{LifeGuard, Spawned, Spawner, describe_failed_spawn, register};
+use crate::spawn::{LifeGuard, Spawned, Spawner, Start, describe_failed_spawn, register};
 
 /// From exec to the first message; three milliseconds when the machine is idle.
 const START_TIME_MAX: Duration = Duration::from_secs(10);
@@ -85,6 +86,11 @@ impl WorkerError {
     pub(crate) const fn is_of_guest(&self) -> bool {
         matches!(self, Self::Deadline | Self::Fault { .. })
     }
+
+    /// Whether the kernel ended the worker because it wanted more memory than it may have.
+    pub(crate) fn is_for_memory(&self) -> bool {
+        matches!(self, Self::Died { death, .. } if death.is_for_memory())
+    }
 }
 
 /// The name of a system call of this processor, for people.
@@ -100,8 +106,18 @@ pub(crate) enum Death {
     Exited(i32),
     /// By a signal: `SIGSYS` is a system call outside the filter.
     Signalled(Signal),
+    /// By the kernel, because the memory of its control group did not suffice.
+    OutOfMemory,
     /// Nobody knows; it was reaped elsewhere.
     Unknown,
+}
+
+impl Death {
+    /// Whether it wanted more memory than it may have.
+    fn is_for_memory(self) -> bool {
+        let code = i32::from(WorkerExit::OutOfMemory.code());
+        self == Self::OutOfMemory || self == Self::Exited(code)
+    }
 }
 
 impl fmt::Display for Death {
@@ -120,6 +136,7 @@ impl fmt::Display for Death {
                     None => write!(f, "exited with code {code}"),
                 }
             }
+            Self::OutOfMemory => f.write_str("was killed at the limit of its policy's memory"),
             Self::Unknown => f.write_str("ended"),
         }
     }
@@ -144,11 +161,16 @@ pub(crate) struct Process {
     outgoing: Vec<u8>,
     /// Whether the frame at the front of `incoming` was already handed out.
     handed_out: bool,
-    namespaces: Layers,
+    /// The layers that it was born with.
+    birth_layers: Layers,
     evaluations: u64,
     pid: Pid,
     seat: Seat,
     phase: Phase,
+    /// The control group that it was born into.
+    group: Option<Group>,
+    /// How many processes of the group had been killed for want of memory by then.
+    memory_kills: u64,
 }
 
 impl Process {
@@ -158,23 +180,27 @@ impl Process {
     /// It can't be started, fails on the way, or speaks out of turn.
     pub(crate) async fn start(
         spawner: &Spawner,
-        role: Role,
-        image: Option<BorrowedFd<'_>>,
-        output: Option<BorrowedFd<'_>>,
+        start: Start<'_>,
     ) -> Result<(Self, Confinement), WorkerError> {
-        let spawned = spawner.spawn(role, image, output).await.map_err(WorkerError::Spawn)?;
+        let spawned = spawner.spawn(start).await.map_err(WorkerError::Spawn)?;
         let guard = spawner.living().enter();
-        let phase = match role {
+        let phase = match start.role {
             Role::Compile => Phase::Compile,
             Role::Serve => Phase::Load,
         };
-        let mut process = Self::adopt(spawned, guard, phase).map_err(WorkerError::Spawn)?;
+        let mut process =
+            Self::adopt(spawned, guard, phase, start.group.cloned()).map_err(WorkerError::Spawn)?;
         let deadline = Instant::now() + START_TIME_MAX;
         let report = process.until(deadline, Self::await_confinement).await?;
         Ok((process, report))
     }
 
-    fn adopt(spawned: Spawned, guard: LifeGuard, phase: Phase) -> io::Result<Self> {
+    fn adopt(
+        spawned: Spawned,
+        guard: LifeGuard,
+        phase: Phase,
+        group: Option<Group>,
+    ) -> io::Result<Self> {
         let life = Life::new(spawned.pidfd, guard)?;
         tracing::debug!(pid = spawned.pid.as_raw(), "worker started");
         Ok(Self {
@@ -183,19 +209,21 @@ impl Process {
             incoming: FrameBuffer::new(REPLY_BYTES_MAX),
             outgoing: Vec::new(),
             handed_out: false,
-            namespaces: spawned.namespaces,
+            birth_layers: spawned.layers,
             evaluations: 0,
             pid: spawned.pid,
             seat: Seat::default(),
             phase,
+            memory_kills: group.as_ref().map_or(0, Group::memory_kills),
+            group,
         })
     }
 
     async fn await_confinement(&mut self) -> Result<Confinement, WorkerError> {
-        let (namespaces, phase) = (self.namespaces, self.phase);
+        let (layers, phase) = (self.birth_layers, self.phase);
         match self.receive().await? {
             Reply::Confined(report) => {
-                Ok(Confinement { layers: report.layers.union(namespaces), ..report })
+                Ok(Confinement { layers: report.layers.union(layers), ..report })
             }
             other => Err(unexpected(&other, phase)),
         }
@@ -207,8 +235,8 @@ impl Process {
     }
 
     /// The layers that the supervisor itself gave this worker.
-    pub(crate) fn namespaces(&self) -> Layers {
-        self.namespaces
+    pub(crate) fn birth_layers(&self) -> Layers {
+        self.birth_layers
     }
 
     /// Runs an exchange with the worker until the deadline.
@@ -322,6 +350,9 @@ impl Process {
                 return WorkerError::Forbidden { phase, syscall };
             }
         }
+        let killed_for_memory = death == Death::Signalled(Signal::SIGKILL)
+            && self.group.as_ref().is_some_and(|group| group.memory_kills() > self.memory_kills);
+        let death = if killed_for_memory { Death::OutOfMemory } else { death };
         WorkerError::Died { phase, death }
     }
 

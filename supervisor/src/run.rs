@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use conclave_ipc::limits::{REQUEST_BYTES_CEILING, SETTINGS_BYTES_MAX};
+use conclave_ipc::limits::{GUEST_MEMORY_BYTES_DEFAULT, REQUEST_BYTES_CEILING, SETTINGS_BYTES_MAX};
 use thiserror::Error;
 
 use crate::admission::body::BodyError;
@@ -69,7 +69,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<(), RunError> {
     let runtime = startup::runtime()?;
     let line = runtime.block_on(async {
         let execution = Execution::Chosen(options.execution_mode.clone());
-        let environment = prepared.environment(&options.workers_options, 1, execution).await?;
+        let environment =
+            prepared.environment(&options.workers_options, 1, execution, None).await?;
         let environment = Arc::new(environment);
         let line = evaluate(&environment, spec, &request).await;
         environment.end_workers().await;
@@ -131,6 +132,7 @@ fn policy_spec(options: &RunOptions) -> Result<PolicySpec, RunError> {
             .map_err(|error| RunError::Module(error.to_string()))?,
         message: None,
         timeout: None,
+        memory_bytes_max: GUEST_MEMORY_BYTES_DEFAULT,
     })
 }
 

@@ -4,13 +4,12 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-use conclave_ipc::Role;
 use conclave_ipc::layers::{Layer, Layers};
 use conclave_ipc::message::Confinement;
 use thiserror::Error;
 
 use crate::process::{Process, WorkerError};
-use crate::spawn::Spawner;
+use crate::spawn::{Spawner, Start};
 
 /// What a missing layer means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -108,7 +107,7 @@ impl Sandbox {
         mode: SandboxMode,
     ) -> Result<Self, SandboxError> {
         let (process, report) =
-            Process::start(spawner, Role::Serve, None, None).await.map_err(SandboxError::Trial)?;
+            Process::start(spawner, Start::TRIAL).await.map_err(SandboxError::Trial)?;
         process.end().await;
         let missing: Vec<_> = report.layers.missing().collect();
         match (mode, missing.is_empty()) {

@@ -19,7 +19,7 @@ use crate::http::{self, Daemon, Peer};
 use crate::listen::{AllowedPeers, ListenError, Socket};
 use crate::metadata::Execution;
 use crate::policy::{Environment, Policy};
-use crate::startup::{self, StartupError};
+use crate::startup::{self, StartupError, take_control_group};
 
 /// Connections at a time; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 1024;
@@ -62,8 +62,10 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), ServeError> {
         let workers = options
             .workers
             .map_or_else(|| startup::processors().min(WORKERS_DEFAULT_MAX), usize::from);
-        let environment =
-            prepared.environment(&options.workers_options, workers, Execution::Metadata).await?;
+        let (options_of_workers, delegation) = (&options.workers_options, take_control_group());
+        let environment = prepared
+            .environment(options_of_workers, workers, Execution::Metadata, delegation)
+            .await?;
         serve(options, Arc::new(environment), specs).await
     })
 }

@@ -3,12 +3,14 @@
 //! Workers are cloned from one thread that lives as long as the supervisor, because the
 //! kernel ties a worker's parent-death signal to the thread that made it. Between clone
 //! and exec the child makes system calls and nothing else: no allocation, no lock.
-#![expect(unsafe_code, reason = "clone and execveat have no safe form")]
+#![expect(unsafe_code, reason = "clone3 and execveat have no safe form")]
+
+mod offered;
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
@@ -17,22 +19,29 @@ use conclave_ipc::layers::{Layer, Layers};
 use conclave_ipc::{CHANNEL_FD, IMAGE_FD, OUTPUT_FD, Role};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, clone};
+use nix::sched::CloneFlags;
 use nix::sys::prctl;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 use nix::sys::stat::Mode;
-use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getegid, geteuid, setsid, write};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::cgroup::Group;
+
 /// Where the program to execute waits for `execveat`; closed by it.
 const PROGRAM_FD: RawFd = 6;
 
-/// Stack of the child between clone and exec: a few frames of system calls.
-const CHILD_STACK_BYTES: usize = 64 << 10;
+/// Forbids a user namespace within the one of the process that writes it; namespaces of all
+/// other kinds need one (namespaces(7)).
+const NESTING: &CStr = c"/proc/sys/user/max_user_namespaces";
+
+/// Not in a form that fits in libc.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Whether messages on a Unix socket may bring descriptors along (Linux 6.16); not yet in libc.
+const SO_PASSRIGHTS: libc::c_int = 83;
 
 /// Orders that may wait for the spawning thread; each holds descriptors. Further ones wait
 /// to be placed.
@@ -78,14 +87,39 @@ pub(crate) struct Spawned {
     pub(crate) pid: Pid,
     pub(crate) pidfd: OwnedFd,
     pub(crate) channel: UnixStream,
-    /// The namespaces that it was born into.
-    pub(crate) namespaces: Layers,
+    /// The layers that it was born with.
+    pub(crate) layers: Layers,
+}
+
+/// What a worker is started with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Start<'a> {
+    /// What it is for.
+    pub(crate) role: Role,
+    /// What it works on, for whoever lists processes.
+    pub(crate) label: &'a str,
+    /// What it reads.
+    pub(crate) image: Option<BorrowedFd<'a>>,
+    /// What it writes, in the compile role.
+    pub(crate) output: Option<BorrowedFd<'a>>,
+    /// The control group that it is born into.
+    pub(crate) group: Option<&'a Group>,
+}
+
+impl Start<'_> {
+    /// A serving worker that is never given anything.
+    pub(crate) const TRIAL: Self =
+        Self { role: Role::Serve, label: "trial", image: None, output: None, group: None };
 }
 
 struct Order {
     role: Role,
+    label: CString,
     image: Option<OwnedFd>,
     output: Option<OwnedFd>,
+    group: Option<OwnedFd>,
+    /// Whether that group bounds all it should.
+    bounded: bool,
     reply: oneshot::Sender<io::Result<Spawned>>,
 }
 
@@ -146,10 +180,10 @@ impl Spawner {
     /// The thread can't be started.
     pub(crate) fn start(program: Program) -> io::Result<Self> {
         let (orders, mut inbox) = mpsc::channel::<Order>(ORDERS_MAX);
-        let mut forge = Forge { program, namespaces: offered_namespaces(), null: null()? };
+        let mut forge = Forge { program, layers: offered::offered_layers(), null: null()? };
         thread::Builder::new().name("spawner".to_owned()).spawn(move || {
             while let Some(order) = inbox.blocking_recv() {
-                let spawned = forge.spawn(order.role, order.image.as_ref(), order.output.as_ref());
+                let spawned = forge.spawn(&order);
                 // If nobody waits any more, dropping the worker ends it.
                 drop(order.reply.send(spawned));
             }
@@ -166,15 +200,18 @@ impl Spawner {
     ///
     /// # Errors
     /// The kernel refused.
-    pub(crate) async fn spawn(
-        &self,
-        role: Role,
-        image: Option<BorrowedFd<'_>>,
-        output: Option<BorrowedFd<'_>>,
-    ) -> io::Result<Spawned> {
+    pub(crate) async fn spawn(&self, start: Start<'_>) -> io::Result<Spawned> {
         let own = |fd: Option<BorrowedFd<'_>>| fd.map(|fd| fd.try_clone_to_owned()).transpose();
         let (reply, spawned) = oneshot::channel();
-        let order = Order { role, image: own(image)?, output: own(output)?, reply };
+        let order = Order {
+            role: start.role,
+            label: CString::new(start.label)?,
+            image: own(start.image)?,
+            output: own(start.output)?,
+            group: own(start.group.map(AsFd::as_fd))?,
+            bounded: start.group.is_some_and(Group::is_bounded),
+            reply,
+        };
         self.orders
             .send(order)
             .await
@@ -190,43 +227,57 @@ fn null() -> io::Result<OwnedFd> {
 /// The spawning thread's own state.
 struct Forge {
     program: Program,
-    namespaces: Layers,
+    layers: Layers,
     null: OwnedFd,
 }
 
 impl Forge {
-    fn spawn(
-        &mut self,
-        role: Role,
-        image: Option<&OwnedFd>,
-        output: Option<&OwnedFd>,
-    ) -> io::Result<Spawned> {
+    fn spawn(&mut self, order: &Order) -> io::Result<Spawned> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let namespaced = self.namespaces.contains(Layer::UserNamespace);
-        let argv = [c"conclave-worker".to_owned(), CString::new(role.as_str())?]
-            .into_iter()
-            .chain([if namespaced { c"namespaces".to_owned() } else { c"plain".to_owned() }])
-            .collect::<Vec<_>>();
+        take_no_descriptors(&ours);
+        let namespaced = self.layers.contains(Layer::UserNamespace);
+        let argv = [
+            c"conclave-worker".to_owned(),
+            CString::new(order.role.as_str())?,
+            if namespaced { c"namespaces".to_owned() } else { c"plain".to_owned() },
+            order.label.clone(),
+        ];
+        let null = &self.null;
         let plan = Plan {
             argv: argv.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect(),
             identity: namespaced.then(Identity::current).transpose()?,
+            no_nesting: self.layers.contains(Layer::NoNestedNamespaces),
             descriptors: [
-                (self.null.as_raw_fd(), Some(0)),
-                (self.null.as_raw_fd(), Some(1)),
-                (self.null.as_raw_fd(), Some(2)),
-                (theirs.as_raw_fd(), Some(CHANNEL_FD)),
-                (image.unwrap_or(&self.null).as_raw_fd(), Some(IMAGE_FD)),
-                (output.unwrap_or(&self.null).as_raw_fd(), Some(OUTPUT_FD)),
-                (self.program.0.as_raw_fd(), Some(PROGRAM_FD)),
-            ]
-            .map(|(from, to)| (from, to.unwrap_or(from))),
-            closed_from: if output.is_some() { PROGRAM_FD } else { OUTPUT_FD },
+                (null.as_raw_fd(), 0),
+                (null.as_raw_fd(), 1),
+                (null.as_raw_fd(), 2),
+                (theirs.as_raw_fd(), CHANNEL_FD),
+                (order.image.as_ref().unwrap_or(null).as_raw_fd(), IMAGE_FD),
+                (order.output.as_ref().unwrap_or(null).as_raw_fd(), OUTPUT_FD),
+                (self.program.0.as_raw_fd(), PROGRAM_FD),
+            ],
+            closed_from: if order.output.is_some() { PROGRAM_FD } else { OUTPUT_FD },
         };
-        let pid = clone_child(clone_flags(self.namespaces), &mut || plan.become_worker())?;
-        let pidfd = open_pidfd(pid)?;
-        Ok(Spawned { pid, pidfd, channel: ours, namespaces: self.namespaces })
+        let flags = clone_flags(self.layers);
+        let group = order.group.as_ref().map(AsFd::as_fd);
+        let (pid, pidfd) = clone_child(flags, group, &mut || plan.become_worker())?;
+        let grouped = order.bounded.then_some(Layer::ControlGroup);
+        let layers = self.layers.union(grouped.into_iter().collect());
+        Ok(Spawned { pid, pidfd, channel: ours, layers })
     }
+}
+
+/// Has the kernel refuse descriptors that a worker sends. One that can't drops them when the
+/// message is read.
+fn take_no_descriptors(channel: &UnixStream) {
+    let off: libc::c_int = 0;
+    let length = libc::socklen_t::try_from(size_of_val(&off)).unwrap_or_default();
+    let fd = channel.as_raw_fd();
+    // SAFETY: the option is an int, read from `off` before the call returns.
+    unsafe {
+        libc::setsockopt(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, (&raw const off).cast(), length)
+    };
 }
 
 fn clone_flags(layers: Layers) -> CloneFlags {
@@ -239,26 +290,61 @@ fn clone_flags(layers: Layers) -> CloneFlags {
         .collect()
 }
 
-/// Clones, fork-like: the child has a copy of the memory and runs `child` to its end.
-fn clone_child(flags: CloneFlags, child: &mut dyn FnMut() -> isize) -> io::Result<Pid> {
-    let mut stack = vec![0_u8; CHILD_STACK_BYTES];
-    // SAFETY: without CLONE_VM the child shares no memory with this process. What it runs
-    // makes system calls only: it takes no lock and allocates nothing that another thread
-    // of the parent might have held at that moment.
-    let pid = unsafe { clone(Box::new(child), &mut stack, flags, Some(Signal::SIGCHLD as i32)) }?;
-    Ok(pid)
+/// The arguments of `clone3`, its second version, which knows `cgroup` (Linux 5.7; clone(2)).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArguments {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
 }
 
-fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two numbers and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
+/// Clones, fork-like: the child has a copy of the memory and runs `child` to its end. Gives its
+/// number and a descriptor of it.
+fn clone_child(
+    flags: CloneFlags,
+    group: Option<BorrowedFd<'_>>,
+    child: &mut dyn FnMut() -> i32,
+) -> io::Result<(Pid, OwnedFd)> {
+    let wide = |flag: libc::c_int| u64::from(flag.cast_unsigned());
+    let mut pidfd: RawFd = -1;
+    let mut arguments = CloneArguments {
+        flags: wide(flags.bits()) | wide(libc::CLONE_PIDFD),
+        pidfd: (&raw mut pidfd).addr() as u64,
+        exit_signal: wide(libc::SIGCHLD),
+        ..CloneArguments::default()
+    };
+    if let Some(group) = group {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = wide(group.as_raw_fd());
     }
-    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it. The
-    // number of the process was not reused, for only we can reap our child.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    // SAFETY: without CLONE_VM the child shares no memory with this process and goes on on a
+    // copy of this stack. What it runs makes system calls only: it takes no lock and allocates
+    // nothing that another thread of the parent might have held at that moment. The kernel
+    // writes to `pidfd`, which outlives the call.
+    let pid =
+        unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArguments>()) };
+    match Errno::result(pid)? {
+        0 => {
+            let code = child();
+            // SAFETY: ends the child at once; nothing of the parent's that it has a copy of
+            // is cleared up twice.
+            unsafe { libc::_exit(code) }
+        }
+        pid => {
+            let pid = Pid::from_raw(libc::pid_t::try_from(pid).map_err(io::Error::other)?);
+            // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+            Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+        }
+    }
 }
 
 /// Registers a process descriptor with the runtime; it is readable once the process ended.
@@ -305,6 +391,8 @@ fn put(path: &CStr, text: &CStr) -> nix::Result<()> {
 struct Plan {
     argv: Vec<*const libc::c_char>,
     identity: Option<Identity>,
+    /// Whether the user namespace is closed to further ones.
+    no_nesting: bool,
     /// Which descriptor becomes which; targets ascend from 0 without a gap.
     descriptors: [(RawFd, RawFd); 7],
     /// The first number that must not be open in the worker.
@@ -313,17 +401,20 @@ struct Plan {
 
 impl Plan {
     /// Runs in the child; returns only on failure, with the exit code.
-    fn become_worker(&self) -> isize {
+    fn become_worker(&self) -> i32 {
         let step = match self.try_become_worker() {
             Ok(never) => match never {},
             Err(step) => step,
         };
-        (SPAWN_FAILED_BASE as isize).saturating_add(step as isize)
+        SPAWN_FAILED_BASE.saturating_add(step as i32)
     }
 
     fn try_become_worker(&self) -> Result<std::convert::Infallible, Step> {
         if let Some(identity) = &self.identity {
             identity.apply().map_err(failed(Step::Identity))?;
+        }
+        if self.no_nesting {
+            put(NESTING, c"0").map_err(failed(Step::Privileges))?;
         }
         reset_signals().map_err(failed(Step::Descriptors))?;
         // A terminal's Ctrl-C is for the supervisor, which then ends its workers in order.
@@ -379,43 +470,4 @@ fn reset_signals() -> nix::Result<()> {
     // SAFETY: the default action replaces the one that std set; no handler is installed.
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
-}
-
-/// The namespaces that work here for this user, tried one by one.
-fn offered_namespaces() -> Layers {
-    let user = Layers::NONE.with(Layer::UserNamespace);
-    let mount = user.with(Layer::MountNamespace);
-    // Some hosts give out user namespaces whose privileges are void. Without an empty
-    // root the others are worth little, so it is both or nothing.
-    if !works(mount) {
-        return Layers::NONE;
-    }
-    NAMESPACES
-        .into_iter()
-        .map(|(layer, _)| layer)
-        .filter(|layer| works(user.with(*layer)))
-        .fold(mount, Layers::with)
-}
-
-fn works(layers: Layers) -> bool {
-    let Ok(identity) = Identity::current() else { return false };
-    let mut child = || match try_namespaces(&identity, layers) {
-        Ok(()) => 0,
-        Err(step) => step as isize,
-    };
-    match clone_child(clone_flags(layers), &mut child) {
-        Ok(pid) => matches!(waitpid(pid, None), Ok(WaitStatus::Exited(_, 0))),
-        Err(_) => false,
-    }
-}
-
-/// Runs in the child.
-fn try_namespaces(identity: &Identity, layers: Layers) -> Result<(), Step> {
-    identity.apply().map_err(failed(Step::Identity))?;
-    if layers.contains(Layer::MountNamespace) {
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-            .map_err(failed(Step::Privileges))?;
-    }
-    Ok(())
 }

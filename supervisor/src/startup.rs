@@ -6,12 +6,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use conclave_ipc::limits::COMPILE_MEMORY_BYTES;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 
 use crate::cache::Cache;
+use crate::cgroup::{Delegation, Limits};
 use crate::cli::WorkerOptions;
 use crate::code::Compiler;
 use crate::identity::{self, IdentityError};
@@ -98,25 +100,60 @@ impl Prepared {
         options: &WorkerOptions,
         workers: usize,
         execution: Execution,
+        delegation: Option<Delegation>,
     ) -> Result<Environment, StartupError> {
         let sandbox = Sandbox::try_out(&self.spawner, options.sandbox).await?;
         let cache =
             if options.no_cache { None } else { open_cache(options, self.program, !self.was_root) };
+        let compilations = processors();
+        let group = delegation
+            .as_ref()
+            .map(|groups| groups.for_compilations(bounds_of(compilations as u64)))
+            .transpose()
+            .map_err(|error| StartupError::Io("the control group of compilations", error))?;
         Ok(Environment {
             compiler: Compiler {
+                group,
                 spawner: self.spawner,
                 sandbox: Arc::new(sandbox),
                 cache: cache.map(Arc::new),
                 time_max: options.compile_timeout,
-                permits: Semaphore::new(processors()),
+                permits: Semaphore::new(compilations),
                 shared: Mutex::default(),
             },
+            delegation,
             workers,
             time_max: options.policy_timeout,
             execution,
             placement: Placement::new(),
             ending: watch::Sender::new(false),
         })
+    }
+}
+
+/// What that many compilations may use together.
+const fn bounds_of(compilations: u64) -> Limits {
+    Limits {
+        memory_bytes: COMPILE_MEMORY_BYTES.saturating_mul(compilations),
+        // One that is over counts until it is reaped.
+        processes: compilations.saturating_mul(2),
+    }
+}
+
+/// Takes over the control group that the daemon was started in, if it is the daemon's.
+pub(crate) fn take_control_group() -> Option<Delegation> {
+    match Delegation::take() {
+        Ok(delegation) => {
+            let (controllers, missing) = delegation.controllers();
+            let (controllers, missing) = (controllers.join(" "), missing.join(" "));
+            tracing::info!(controllers, missing, "workers are born into control groups");
+            Some(delegation)
+        }
+        Err(why) => {
+            let why = why.to_string();
+            tracing::info!(why, "no control groups: the limits of each process have to do");
+            None
+        }
     }
 }
 

@@ -29,7 +29,8 @@ use seccompiler::sock_filter;
 
 pub use syscalls::Filter;
 
-/// The worker's command line: `ROLE namespaces|plain`.
+/// The worker's command line: `ROLE namespaces|plain LABEL`. The label is for whoever lists
+/// processes; it says what the worker works on.
 #[derive(Debug, Clone, Copy)]
 pub struct Arguments {
     /// What the process is for.
@@ -47,6 +48,7 @@ impl Arguments {
             "plain" => false,
             _ => return None,
         };
+        let _label = words.next()?;
         words.next().is_none().then_some(Self { role, namespaces })
     }
 }

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use conclave_ipc::limits::{GUEST_MEMORY_BYTES_CEILING, GUEST_MEMORY_BYTES_DEFAULT};
+
 use super::error::shown;
 use super::fields::{Fields, list, text};
 use super::module::module_path;
@@ -17,7 +19,7 @@ use super::{
 use crate::host_capabilities::HostCapabilities;
 
 /// The keys of a policy, as error messages list them.
-const POLICY_KEYS: [&str; 9] = [
+const POLICY_KEYS: [&str; 10] = [
     "module",
     "policyMode",
     "allowedToMutate",
@@ -27,7 +29,11 @@ const POLICY_KEYS: [&str; 9] = [
     "message",
     "timeoutEvalSeconds",
     "sha256",
+    "memory",
 ];
+
+/// One page of linear memory, the least that a guest can have.
+const MEMORY_BYTES_MIN: u64 = 64 << 10;
 
 pub(super) fn policy_name(scope: Scope<'_>, key: &Node) -> Result<PolicyName, ConfigError> {
     let Value::Text(name) = &key.value else {
@@ -81,6 +87,10 @@ pub(super) fn policy_spec(
             .unwrap_or_default(),
         message: fields.optional("message", message)?.flatten(),
         timeout: fields.optional("timeoutEvalSeconds", timeout)?.flatten(),
+        memory_bytes_max: fields
+            .optional("memory", memory)?
+            .flatten()
+            .unwrap_or(GUEST_MEMORY_BYTES_DEFAULT),
     })
 }
 
@@ -137,6 +147,29 @@ fn timeout(
         .filter(|rounded| !rounded.is_zero())
         .map(Some)
         .ok_or_else(|| scope.refuse(node, Problem::Timeout))
+}
+
+/// Bytes, as a number or as Kubernetes writes quantities of memory: `134217728`, `128Mi`.
+fn memory(scope: Scope<'_>, key: &Trail<'_>, node: &Node) -> Result<Option<u64>, ConfigError> {
+    let bytes = match &node.value {
+        Value::Null => return Ok(None),
+        Value::Unsigned(bytes) => Some(*bytes),
+        Value::Text(quantity) => bytes_of(quantity),
+        Value::Negative(_) | Value::Float(_) => None,
+        _ => return Err(scope.wrong_type(node, key, "a number of bytes, such as 128Mi")),
+    };
+    bytes
+        .filter(|bytes| (MEMORY_BYTES_MIN..=GUEST_MEMORY_BYTES_CEILING).contains(bytes))
+        .map(Some)
+        .ok_or_else(|| scope.refuse(node, Problem::Memory))
+}
+
+fn bytes_of(quantity: &str) -> Option<u64> {
+    let units = [("Ki", 1 << 10), ("Mi", 1 << 20), ("Gi", 1 << 30), ("", 1)];
+    let (number, unit) =
+        units.iter().find_map(|(suffix, unit)| Some((quantity.strip_suffix(suffix)?, *unit)))?;
+    let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| number.parse::<u64>().ok()?.checked_mul(unit))?
 }
 
 fn resources(
@@ -212,6 +245,7 @@ mod tests {
             host_capabilities: HostCapabilities::default(),
             message: None,
             timeout: None,
+            memory_bytes_max: 128 << 20,
         };
         assert_eq!(policy(""), expected);
     }
@@ -234,6 +268,7 @@ mod tests {
   message: \"not here\"
   timeoutEvalSeconds: 5
   sha256: {DIGEST}
+  memory: 64Mi
 "
         );
         let policies = read(&text).unwrap();
@@ -423,5 +458,26 @@ mod tests {
             let message = policy_refusal(&format!("timeoutEvalSeconds: {written}"));
             assert!(message.contains("at most 3600"), "{written}: {message}");
         }
+    }
+
+    #[test]
+    fn memory_is_bytes_or_a_quantity_within_bounds() {
+        for (written, bytes) in [
+            ("65536", 64 << 10),
+            ("64Ki", 64 << 10),
+            ("\"134217728\"", 128 << 20),
+            ("256Mi", 256 << 20),
+            ("4Gi", 4 << 30),
+            ("~", 128 << 20),
+        ] {
+            assert_eq!(policy(&format!("memory: {written}")).memory_bytes_max, bytes, "{written}");
+        }
+        for written in
+            ["0", "-1", "65535", "5Gi", "1.5", "128M", "Mi", "\"\"", "+1Mi", "99999999999Gi"]
+        {
+            let message = policy_refusal(&format!("memory: {written}"));
+            assert!(message.contains("memory: must be a number of bytes"), "{written}: {message}");
+        }
+        assert!(policy_refusal("memory: [1]").contains("expected a number of bytes"));
     }
 }

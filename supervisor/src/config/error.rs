@@ -108,6 +108,11 @@ pub(crate) enum Problem {
     PolicyMode { found: String },
     #[error("timeoutEvalSeconds: must be at least 0.001 and at most {POLICY_TIMEOUT_SECONDS_MAX}")]
     Timeout,
+    #[error(
+        "memory: must be a number of bytes, or one with Ki, Mi or Gi behind it, of at least 64Ki \
+         and at most 4Gi"
+    )]
+    Memory,
     #[error("sha256: {0}")]
     Digest(DigestError),
     #[error("hostCapabilities: {0}")]

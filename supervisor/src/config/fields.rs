@@ -129,7 +129,7 @@ mod tests {
             policy_refusal("message: hi\npolcyMode: monitor"),
             "4:3: policy \"p\": unknown key \"polcyMode\" (known: module, policyMode, \
              allowedToMutate, settings, contextAwareResources, hostCapabilities, message, \
-             timeoutEvalSeconds, sha256)"
+             timeoutEvalSeconds, sha256, memory)"
         );
         assert!(policy_refusal("Message: hi").contains("unknown key \"Message\""));
     }

@@ -55,6 +55,9 @@ impl Done {
                 Outcome::Failure(self.guest_failure(message.clone()))
             }
             Err(WorkerError::Deadline) => Outcome::Failure(Failure::Deadline),
+            Err(error) if error.is_for_memory() => Outcome::Failure(Failure::Unavailable(
+                "the policy reached its limit of memory".to_owned(),
+            )),
             // Details are for the log: they speak of processes, not of the request.
             Err(_) => {
                 Outcome::Failure(Failure::Unavailable("the policy's worker was lost".to_owned()))

@@ -6,19 +6,20 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use conclave_ipc::limits::GUEST_MEMORY_BYTES_DEFAULT;
-use conclave_ipc::message::{Contract, Load, Operation, Reply, Request};
+use conclave_ipc::message::{Load, Operation, Reply, Request};
 use conclave_ipc::{Phase, Role};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{Blueprint, Busy, Environment, Job, Policy, QUEUE_TIME_MAX};
-use crate::code::{Code, Compiler};
+use crate::code::Compiler;
+use crate::config::PolicySpec;
 use crate::log::shorten;
 use crate::pool::{Action, Event, SlotId};
 use crate::process::{Process, WorkerError, unexpected};
 use crate::sandbox::Weaker;
+use crate::spawn::Start;
 
 /// From [`Request::Load`] to [`Reply::Loaded`]: mapping code takes milliseconds.
 const LOAD_TIME_MAX: Duration = Duration::from_secs(10);
@@ -37,18 +38,24 @@ pub(crate) enum StartError {
 /// Starts a worker and has it load the code.
 pub(super) async fn start_worker(
     compiler: &Compiler,
-    code: &Code,
-    contract: Contract,
-    settings: &str,
+    blueprint: &Blueprint,
+    spec: &PolicySpec,
 ) -> Result<Process, StartError> {
-    let image = Some(code.image.as_fd());
-    let (mut process, report) = Process::start(&compiler.spawner, Role::Serve, image, None).await?;
+    let Blueprint { code, contract, group } = blueprint;
+    let start = Start {
+        role: Role::Serve,
+        label: spec.name.as_str(),
+        image: Some(code.image.as_fd()),
+        output: None,
+        group: group.as_ref(),
+    };
+    let (mut process, report) = Process::start(&compiler.spawner, start).await?;
     compiler.sandbox.require(report.layers)?;
     let load = Load {
-        contract,
-        settings: settings.as_bytes(),
+        contract: *contract,
+        settings: spec.settings.as_bytes(),
         runs_at_instantiation: code.facts.runs_at_instantiation,
-        memory_bytes_max: GUEST_MEMORY_BYTES_DEFAULT,
+        memory_bytes_max: spec.memory_bytes_max,
     };
     let report = process
         .until(Instant::now() + LOAD_TIME_MAX, async |process| {
@@ -59,7 +66,7 @@ pub(super) async fn start_worker(
             }
         })
         .await?;
-    let layers = report.layers.union(process.namespaces());
+    let layers = report.layers.union(process.birth_layers());
     compiler.sandbox.require_loaded(layers)?;
     process.loaded();
     Ok(process)
@@ -90,9 +97,8 @@ impl Station {
     }
 
     pub(super) async fn start_and_work(self) {
-        let Blueprint { code, contract } = &*self.blueprint;
-        let settings = &self.policy.spec.settings;
-        match start_worker(&self.environment.compiler, code, *contract, settings).await {
+        let compiler = &self.environment.compiler;
+        match start_worker(compiler, &self.blueprint, &self.policy.spec).await {
             Ok(process) => self.work(process).await,
             Err(error) => {
                 tracing::error!(policy = self.policy.name(), %error, "worker can't be started");
