@@ -162,15 +162,27 @@ impl Delegation {
 /// The directory of this process's group in the unified hierarchy.
 fn own_group(membership: &str, mounts: &str) -> Option<PathBuf> {
     let group = membership.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let (root, mount_point) = unified_mount(mounts)?;
+    let below = Path::new(group).strip_prefix(root).ok()?;
+    Some(Path::new(mount_point).join(below))
+}
+
+/// Where the unified hierarchy is mounted, if its root is.
+pub(crate) fn mount_point() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let (root, mount_point) = unified_mount(&mounts)?;
+    (root == "/").then(|| PathBuf::from(mount_point))
+}
+
+/// The mount of the unified hierarchy: which part of it, and where.
+fn unified_mount(mounts: &str) -> Option<(&str, &str)> {
     // ID PARENT DEVICE ROOT MOUNTPOINT OPTIONS... - TYPE SOURCE SUPEROPTIONS
-    let (root, mount_point) = mounts.lines().find_map(|line| {
+    mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         let mut fields = before.split(' ').skip(3);
         let place = (fields.next()?, fields.next()?);
         after.starts_with("cgroup2 ").then_some(place)
-    })?;
-    let below = Path::new(group).strip_prefix(root).ok()?;
-    Some(Path::new(mount_point).join(below))
+    })
 }
 
 /// Makes a group, or keeps the one that a predecessor left.

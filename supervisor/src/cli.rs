@@ -29,6 +29,12 @@ pub(crate) enum Command {
     /// else on standard error. Exits with 0 for a verdict of either kind and with 1 when
     /// there is none.
     Run(RunOptions),
+    /// Show what workers are locked up with, on this host or in a running daemon
+    ///
+    /// Takes a worker through every role and prints a table of the layers of the sandbox: what
+    /// this host gives, what each role uses, and how to get what is missing. Exits with 0 if
+    /// every required layer is in force and with 1 otherwise.
+    Sandbox(SandboxOptions),
 }
 
 #[derive(Debug, Args)]
@@ -58,7 +64,18 @@ pub(crate) enum LogLevel {
     Error,
 }
 
-/// What both commands need to run workers.
+/// Who starts which program as a worker.
+#[derive(Debug, Args)]
+pub(crate) struct ProgramOptions {
+    /// User to become when started as root [default: conclave if there is one, else nobody]
+    #[arg(long, value_name = "NAME", env = "CONCLAVE_USER")]
+    pub(crate) user: Option<String>,
+    /// The worker program [default: conclave-worker beside this program]
+    #[arg(long, value_name = "FILE", env = "CONCLAVE_WORKER")]
+    pub(crate) worker: Option<PathBuf>,
+}
+
+/// What the commands that evaluate need to run workers.
 #[derive(Debug, Args)]
 pub(crate) struct WorkerOptions {
     /// What to do when the host lacks a layer of the sandbox: strict refuses to start,
@@ -78,12 +95,8 @@ pub(crate) struct WorkerOptions {
     /// Compile at every start, keep nothing on disk
     #[arg(long, conflicts_with = "cache_dir")]
     pub(crate) no_cache: bool,
-    /// User to become when started as root [default: conclave if there is one, else nobody]
-    #[arg(long, value_name = "NAME", env = "CONCLAVE_USER")]
-    pub(crate) user: Option<String>,
-    /// The worker program [default: conclave-worker beside this program]
-    #[arg(long, value_name = "FILE", env = "CONCLAVE_WORKER")]
-    pub(crate) worker: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) program: ProgramOptions,
 }
 
 #[derive(Debug, Args)]
@@ -155,6 +168,19 @@ pub(crate) struct RunOptions {
     pub(crate) execution_mode: Option<String>,
     #[command(flatten)]
     pub(crate) workers_options: WorkerOptions,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SandboxOptions {
+    /// Look at the workers of the daemon that listens on this socket instead: what the kernel
+    /// shows of them. To see all of it, ask as root or as the daemon's user
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["user", "worker"])]
+    pub(crate) daemon: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) program: ProgramOptions,
 }
 
 /// Seconds with an optional fraction; at least a millisecond, at most an hour.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use conclave_ipc::limits::{CODE_BYTES_MAX, MODULE_BYTES_MAX};
-use conclave_ipc::message::{ModuleFacts, Reply, Request};
+use conclave_ipc::message::{Confinement, Load, ModuleFacts, Reply, Request};
 use conclave_ipc::{Phase, Role};
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -219,7 +219,15 @@ impl Compiler {
     }
 }
 
-async fn request_code(
+/// From [`Request::Load`] to [`Reply::Loaded`]: mapping code takes milliseconds.
+const LOAD_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Has a worker in the compile role do its work: the length of the code, the metadata section,
+/// and what the module's other sections say.
+///
+/// # Errors
+/// The module is bad, or the worker is of no more use.
+pub(crate) async fn request_code(
     process: &mut Process,
 ) -> Result<(u64, Option<Vec<u8>>, ModuleFacts), WorkerError> {
     process.send(&Request::Compile).await?;
@@ -229,4 +237,24 @@ async fn request_code(
         }
         other => Err(unexpected(&other, Phase::Compile)),
     }
+}
+
+/// Has a worker in the serve role load its code, and says what it is locked up with then.
+///
+/// # Errors
+/// The code is bad, or the worker is of no more use.
+pub(crate) async fn request_load(
+    process: &mut Process,
+    load: Load<'_>,
+) -> Result<Confinement, WorkerError> {
+    let report = process
+        .until(Instant::now() + LOAD_TIME_MAX, async |process| {
+            process.send(&Request::Load(load)).await?;
+            match process.receive().await? {
+                Reply::Loaded(report) => Ok(report),
+                other => Err(unexpected(&other, Phase::Load)),
+            }
+        })
+        .await?;
+    Ok(process.loaded(report))
 }

@@ -6,7 +6,7 @@ use std::io;
 
 use caps::CapSet;
 use nix::sys::prctl;
-use nix::unistd::{User, geteuid, initgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, User, geteuid, initgroups, setgroups, setresgid, setresuid};
 use thiserror::Error;
 
 /// The account that a package makes for the daemon.
@@ -75,19 +75,43 @@ fn account(wanted: Option<&str>) -> Result<User, IdentityError> {
     }
 }
 
+/// Becomes the owner of another process for good, if this one is root.
+///
+/// # Errors
+/// That is root, or a step failed: the process must not go on.
+pub(crate) fn become_owner(uid: Uid, gid: Gid) -> Result<(), IdentityError> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    if uid.is_root() {
+        return Err(IdentityError::StillRoot(uid.to_string()));
+    }
+    become_ids(&uid.to_string(), uid, gid, || setgroups(&[]))
+}
+
 fn become_user(user: &User) -> Result<String, IdentityError> {
-    let step =
-        |name: &'static str| move |error: nix::Error| IdentityError::Step(name, error.into());
     let name = CString::new(user.name.as_str())
         .map_err(|error| IdentityError::Step("name of the user", error.into()))?;
+    become_ids(&user.name, user.uid, user.gid, || initgroups(&name, user.gid))?;
+    Ok(user.name.clone())
+}
+
+fn become_ids(
+    name: &str,
+    uid: Uid,
+    gid: Gid,
+    set_groups: impl FnOnce() -> nix::Result<()>,
+) -> Result<(), IdentityError> {
+    let step =
+        |name: &'static str| move |error: nix::Error| IdentityError::Step(name, error.into());
     // While CAP_SETPCAP is still there; afterwards no executed file can bring one back.
     caps::clear(None, CapSet::Bounding)
         .map_err(|error| IdentityError::Step("bounding set", io::Error::other(error)))?;
-    initgroups(&name, user.gid).map_err(step("groups"))?;
-    setresgid(user.gid, user.gid, user.gid).map_err(step("group"))?;
-    setresuid(user.uid, user.uid, user.uid).map_err(step("user"))?;
+    set_groups().map_err(step("groups"))?;
+    setresgid(gid, gid, gid).map_err(step("group"))?;
+    setresuid(uid, uid, uid).map_err(step("user"))?;
     if setresuid(nix::unistd::ROOT, nix::unistd::ROOT, nix::unistd::ROOT).is_ok() {
-        return Err(IdentityError::StillRoot(user.name.clone()));
+        return Err(IdentityError::StillRoot(name.to_owned()));
     }
-    Ok(user.name.clone())
+    Ok(())
 }

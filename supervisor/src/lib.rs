@@ -44,7 +44,7 @@ pub fn main() -> ExitCode {
     let was_root = geteuid().is_root();
     let default_level = match cli.command {
         Command::Serve(_) => LogLevel::Info,
-        Command::Run(_) => LogLevel::Warn,
+        Command::Run(_) | Command::Sandbox(_) => LogLevel::Warn,
     };
     let log = match log::start(&cli.log, default_level) {
         Ok(log) => log,
@@ -56,6 +56,7 @@ pub fn main() -> ExitCode {
     let result: Result<(), Box<dyn Error>> = match &cli.command {
         Command::Serve(options) => serve::run(options).map_err(Into::into),
         Command::Run(options) => run::run(options).map_err(Into::into),
+        Command::Sandbox(options) => sandbox::command::run(options).map_err(Into::into),
     };
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -229,14 +229,16 @@ impl Process {
         }
     }
 
-    /// Notes that it has loaded its code, and serves from now on.
-    pub(crate) fn loaded(&mut self) {
+    /// Notes that it has loaded its code and serves from now on, and completes its report by
+    /// the layers that it was born with.
+    pub(crate) fn loaded(&mut self, report: Confinement) -> Confinement {
         self.phase = Phase::Serve;
+        Confinement { layers: report.layers.union(self.birth_layers), ..report }
     }
 
-    /// The layers that the supervisor itself gave this worker.
-    pub(crate) fn birth_layers(&self) -> Layers {
-        self.birth_layers
+    /// The process.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
     }
 
     /// Runs an exchange with the worker until the deadline.

@@ -60,7 +60,7 @@ pub(crate) enum RunError {
 /// # Errors
 /// There is no verdict, and why.
 pub(crate) fn run(options: &RunOptions) -> Result<(), RunError> {
-    let prepared = startup::prepare(&options.workers_options)?;
+    let prepared = startup::prepare(&options.workers_options.program)?;
     let body = read_request(&options.request_path)?;
     let request = parse_request(&body, options.raw)
         .map_err(|cause| RunError::Request { path: options.request_path.clone(), cause })?;

@@ -1,6 +1,10 @@
 //! What the host gives to lock workers up with, and what to do when it lacks something.
 #![forbid(unsafe_code)]
 
+pub(crate) mod command;
+mod evidence;
+mod report;
+
 use std::fmt;
 use std::sync::OnceLock;
 

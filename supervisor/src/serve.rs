@@ -55,7 +55,7 @@ pub(crate) enum ServeError {
 /// # Errors
 /// It could not start. A policy that can't be loaded is no such error: the others serve.
 pub(crate) fn run(options: &ServeOptions) -> Result<(), ServeError> {
-    let prepared = startup::prepare(&options.workers_options)?;
+    let prepared = startup::prepare(&options.workers_options.program)?;
     let specs = config::load(&options.policies)?;
     let runtime = startup::runtime()?;
     runtime.block_on(async {

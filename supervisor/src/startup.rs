@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::cache::Cache;
 use crate::cgroup::{Delegation, Limits};
-use crate::cli::WorkerOptions;
+use crate::cli::{ProgramOptions, WorkerOptions};
 use crate::code::Compiler;
 use crate::identity::{self, IdentityError};
 use crate::metadata::Execution;
@@ -57,7 +57,7 @@ pub(crate) struct Prepared {
 ///
 /// # Errors
 /// See [`StartupError`].
-pub(crate) fn prepare(options: &WorkerOptions) -> Result<Prepared, StartupError> {
+pub(crate) fn prepare(options: &ProgramOptions) -> Result<Prepared, StartupError> {
     let path = options.worker.clone().unwrap_or_else(worker_beside_us);
     let program = Program::open(&path).map_err(|cause| StartupError::Worker { path, cause })?;
     let became = identity::give_up_root(options.user.as_deref())?;
@@ -90,6 +90,11 @@ fn worker_beside_us() -> PathBuf {
 }
 
 impl Prepared {
+    /// What starts workers.
+    pub(crate) fn spawner(&self) -> &Spawner {
+        &self.spawner
+    }
+
     /// Tries the sandbox and opens the cache.
     ///
     /// # Errors

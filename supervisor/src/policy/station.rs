@@ -6,23 +6,19 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use conclave_ipc::message::{Load, Operation, Reply, Request};
-use conclave_ipc::{Phase, Role};
+use conclave_ipc::Role;
+use conclave_ipc::message::{Load, Operation};
 use thiserror::Error;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use super::{Blueprint, Busy, Environment, Job, Policy, QUEUE_TIME_MAX};
-use crate::code::Compiler;
+use crate::code::{Compiler, request_load};
 use crate::config::PolicySpec;
 use crate::log::shorten;
 use crate::pool::{Action, Event, SlotId};
-use crate::process::{Process, WorkerError, unexpected};
+use crate::process::{Process, WorkerError};
 use crate::sandbox::Weaker;
 use crate::spawn::Start;
-
-/// From [`Request::Load`] to [`Reply::Loaded`]: mapping code takes milliseconds.
-const LOAD_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Why a worker does not host the policy.
 #[derive(Debug, Error)]
@@ -57,18 +53,8 @@ pub(super) async fn start_worker(
         runs_at_instantiation: code.facts.runs_at_instantiation,
         memory_bytes_max: spec.memory_bytes_max,
     };
-    let report = process
-        .until(Instant::now() + LOAD_TIME_MAX, async |process| {
-            process.send(&Request::Load(load)).await?;
-            match process.receive().await? {
-                Reply::Loaded(report) => Ok(report),
-                other => Err(unexpected(&other, Phase::Load)),
-            }
-        })
-        .await?;
-    let layers = report.layers.union(process.birth_layers());
-    compiler.sandbox.require_loaded(layers)?;
-    process.loaded();
+    let report = request_load(&mut process, load).await?;
+    compiler.sandbox.require_loaded(report.layers)?;
     Ok(process)
 }
 
