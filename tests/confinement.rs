@@ -11,6 +11,8 @@
 
 #[path = "confinement/incomplete.rs"]
 mod incomplete;
+#[path = "confinement/reported.rs"]
+mod reported;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

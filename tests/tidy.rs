@@ -456,7 +456,7 @@ fn options(command: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_option_is_in_the_readme() {
-    let options: BTreeSet<_> = ["serve", "run"].into_iter().flat_map(options).collect();
+    let options: BTreeSet<_> = ["serve", "run", "sandbox"].into_iter().flat_map(options).collect();
     assert!(options.contains("--policies") && options.contains("--settings-json"), "{options:?}");
     let text = read("README.md");
     let words: BTreeSet<_> =

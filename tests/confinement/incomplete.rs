@@ -11,7 +11,7 @@ use nix::unistd::{Pid, geteuid};
 use crate::{SERVING_LIMITS, assert_limits, assert_without_privileges, skip, status};
 
 /// Runs `conclave` where no user namespace can be made: in one that forbids further ones.
-fn without_namespaces(arguments: &[&str]) -> Command {
+pub(crate) fn without_namespaces(arguments: &[&str]) -> Command {
     let forbid = "echo 0 > /proc/sys/user/max_user_namespaces \
         && exec setpriv --ambient-caps=-all --inh-caps=-all --bounding-set=-all \"$@\"";
     let program = conclave();
@@ -39,7 +39,7 @@ fn without_namespaces(arguments: &[&str]) -> Command {
 }
 
 /// Whether this machine has what [`without_namespaces`] needs.
-fn can_go_without_namespaces() -> bool {
+pub(crate) fn can_go_without_namespaces() -> bool {
     match without_namespaces(&["--version"]).output() {
         Ok(output) if output.status.success() => true,
         Ok(output) => {

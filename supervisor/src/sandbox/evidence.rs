@@ -222,9 +222,7 @@ fn has_empty_root(process: &Proc) -> io::Result<bool> {
         let options = line.split(' ').nth(5).unwrap_or_default();
         options.split(',').any(|option| option == "ro")
     };
-    Ok(mounts.lines().count() == 1
-        && mounts.lines().all(read_only)
-        && process.count("root/").is_ok_and(|entries| entries == 0))
+    Ok(mounts.lines().count() == 1 && mounts.lines().all(read_only) && process.count("root/")? == 0)
 }
 
 fn has_no_capability(status: &str) -> bool {
