@@ -9,6 +9,8 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "confinement/groups.rs"]
+mod groups;
 #[path = "confinement/incomplete.rs"]
 mod incomplete;
 #[path = "confinement/reported.rs"]

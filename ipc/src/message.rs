@@ -41,6 +41,9 @@ pub struct Load<'a> {
     pub runs_at_instantiation: bool,
     /// Linear memory of the guest, in bytes; a growth beyond ends the evaluation.
     pub memory_bytes_max: u64,
+    /// Whether the code is to be sealed in its place. The supervisor has tried: a filter of
+    /// the service manager's may kill for the call.
+    pub seal_code: bool,
 }
 
 /// What a guest is asked to do.

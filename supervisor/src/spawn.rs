@@ -128,6 +128,8 @@ struct Order {
 pub(crate) struct Spawner {
     orders: mpsc::Sender<Order>,
     living: Living,
+    /// Whether workers can seal their code.
+    pub(crate) seals_code: bool,
 }
 
 /// How many workers there are, from their start until they are reaped.
@@ -188,7 +190,8 @@ impl Spawner {
                 drop(order.reply.send(spawned));
             }
         })?;
-        Ok(Self { orders, living: Living(watch::Sender::new(0)) })
+        let seals_code = offered::sealing();
+        Ok(Self { orders, living: Living(watch::Sender::new(0)), seals_code })
     }
 
     /// Counts the workers.
@@ -218,6 +221,13 @@ impl Spawner {
             .map_err(|_closed| io::Error::other("spawning thread is gone"))?;
         spawned.await.map_err(io::Error::other)?
     }
+}
+
+/// Seals nothing, to see whether that may be asked for. Runs in a child.
+fn seal_nothing() -> i32 {
+    // SAFETY: an empty range at address 0 is sealed, which changes nothing.
+    let result = unsafe { libc::syscall(libc::SYS_mseal, 0, 0, 0) };
+    i32::from(result != 0)
 }
 
 fn null() -> io::Result<OwnedFd> {

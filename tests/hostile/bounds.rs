@@ -47,6 +47,23 @@ fn memory_beyond_the_limit_ends_the_request_and_the_message_names_the_limit() {
 }
 
 #[test]
+fn a_policy_can_have_another_limit_of_memory() {
+    let keyed =
+        |name: &str, keys, code| Guest { keys, ..Guest::template(Contract::Wasi, name, "", code) };
+    let town = Town::new(&[
+        keyed("small", "  memory: 1Mi\n", GROW_IN_A_LOOP),
+        keyed("too-small", "  memory: 64Ki\n", ""),
+        keyed("large", "  memory: 200Mi\n", GROW_TO_THE_LIMIT),
+    ]);
+    let text = "memory limit of 1048576 bytes exceeded: the guest asked for 1179648";
+    town.both_end_a_worker("small", text, &format!("memory: {text}"));
+    let declared = "memory limit of 65536 bytes exceeded: the module declares 131072";
+    assert!(!town.serves("too-small"));
+    assert!(town.daemon.log().contains(declared), "{}", town.daemon.log());
+    town.accepts("large");
+}
+
+#[test]
 fn all_memory_up_to_the_limit_can_be_used() {
     let guests = CONTRACTS.map(|(contract, name)| {
         [

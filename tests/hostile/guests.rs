@@ -49,6 +49,8 @@ pub(crate) struct Guest {
     pub(crate) contract: Contract,
     pub(crate) module: Vec<u8>,
     pub(crate) timeout_seconds: f32,
+    /// Further keys of the policy, each on a line of its own.
+    pub(crate) keys: &'static str,
 }
 
 impl Guest {
@@ -61,7 +63,7 @@ impl Guest {
     /// A module file as it stands.
     pub(crate) fn of_file(name: &str, contract: Contract, module: Vec<u8>) -> Self {
         // Long enough for a busy machine: who waits for a deadline sets a shorter one.
-        Self { name: name.to_owned(), contract, module, timeout_seconds: 20.0 }
+        Self { name: name.to_owned(), contract, module, timeout_seconds: 20.0, keys: "" }
     }
 
     /// A module in text.

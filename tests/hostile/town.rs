@@ -37,11 +37,11 @@ impl Town {
         let place = Place::new();
         let good = place.copy_policy("pod-guard.wasm");
         let mut policies = format!("neighbour:\n  module: file://{}\n", good.display());
-        for Guest { name, module, timeout_seconds, .. } in guests {
+        for Guest { name, module, timeout_seconds, keys, .. } in guests {
             let module = place.write(&format!("{name}.wasm"), module);
             let module = module.display();
             policies += &format!(
-                "{name}:\n  module: file://{module}\n  timeoutEvalSeconds: {timeout_seconds}\n"
+                "{name}:\n  module: file://{module}\n  timeoutEvalSeconds: {timeout_seconds}\n{keys}"
             );
         }
         let workers =

@@ -218,14 +218,14 @@ impl Confined {
 
     /// Closes the door behind the loaded code: from here on nothing executable can be
     /// mapped, no descriptor opened, and private memory is bounded by `data_bytes_max`. `code`
-    /// is where the code lies; it must stay there until the process ends.
+    /// is where code lies that is to be sealed; it must stay there until the process ends.
     ///
     /// # Errors
     /// The first step that fails although the host offers it.
     pub fn seal(
         self,
         data_bytes_max: u64,
-        code: &Range<*const u8>,
+        code: Option<Range<*const u8>>,
         ladder: &impl Ladder,
     ) -> Result<Sealed, ConfineError> {
         let mut report = self.report;
@@ -236,8 +236,8 @@ impl Confined {
         }
         // Not earlier: publishing the code makes written memory executable.
         report.layers = report.layers.union(deny_write_execute(ladder)?);
-        if ladder.has(Layer::CodeSealed)
-            && memory::seal_code(code).map_err(ConfineError::at("sealing the code"))?
+        if let Some(code) = code.filter(|_| ladder.has(Layer::CodeSealed))
+            && memory::seal_code(&code).map_err(ConfineError::at("sealing the code"))?
         {
             report.layers = report.layers.with(Layer::CodeSealed);
         }

@@ -79,7 +79,7 @@ fn load_and_serve(
         Err(exit) => return exit,
     };
     let data_bytes_max = loaded.memory_bytes_max.saturating_add(limits::SERVE_OVERHEAD_BYTES);
-    match confined.seal(data_bytes_max, &loaded.code(), ladder) {
+    match confined.seal(data_bytes_max, loaded.code_to_seal(), ladder) {
         Ok(sealed) => serve::run(&sealed, loaded, channel),
         Err(error) => give_up(&mut channel, &error.to_string()),
     }

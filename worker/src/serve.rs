@@ -21,12 +21,13 @@ pub(crate) struct Loaded {
     template: Template,
     /// The bound on the guest's linear memory, in bytes.
     pub(crate) memory_bytes_max: u64,
+    seal_code: bool,
 }
 
 impl Loaded {
-    /// Where the code lies.
-    pub(crate) fn code(&self) -> Range<*const u8> {
-        self.template.code()
+    /// Where code lies that is to be sealed.
+    pub(crate) fn code_to_seal(&self) -> Option<Range<*const u8>> {
+        self.seal_code.then(|| self.template.code())
     }
 }
 
@@ -37,8 +38,11 @@ pub(crate) fn load(
     channel: &mut Channel,
 ) -> Result<Loaded, WorkerExit> {
     let loaded = match channel.receive() {
-        Ok(Request::Load(load)) => Template::load(confined, engine, &load)
-            .map(|template| Loaded { template, memory_bytes_max: load.memory_bytes_max }),
+        Ok(Request::Load(load)) => Template::load(confined, engine, &load).map(|template| Loaded {
+            template,
+            memory_bytes_max: load.memory_bytes_max,
+            seal_code: load.seal_code,
+        }),
         Ok(Request::Compile | Request::Evaluate { .. } | Request::HostAnswer(_)) => {
             return Err(WorkerExit::ProtocolViolation);
         }

@@ -52,6 +52,7 @@ pub(super) async fn start_worker(
         settings: spec.settings.as_bytes(),
         runs_at_instantiation: code.facts.runs_at_instantiation,
         memory_bytes_max: spec.memory_bytes_max,
+        seal_code: compiler.spawner.seals_code,
     };
     let report = request_load(&mut process, load).await?;
     compiler.sandbox.require_loaded(report.layers)?;

@@ -101,7 +101,7 @@ fn live_report(socket: &Path) -> Result<LiveReport, SandboxCommandError> {
     let daemon = Pid::from_raw(peer.pid());
     let observer = Observer::new(daemon).map_err(step("look at the daemon"))?;
     let children = children_of(daemon).map_err(step("list processes"))?;
-    let workers = children.into_iter().filter_map(|pid| observer.look_at(pid)).collect();
+    let workers = children.into_iter().filter_map(|pid| observer.look_at_settled(pid)).collect();
     Ok(LiveReport { daemon, uid: peer.uid(), workers })
 }
 
@@ -154,6 +154,7 @@ async fn try_serving(
         settings: b"{}",
         runs_at_instantiation: false,
         memory_bytes_max: GUEST_MEMORY_BYTES_DEFAULT,
+        seal_code: spawner.seals_code,
     };
     let report = request_load(&mut process, order).await?;
     let seen = observer.look_at(process.pid());

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use conclave_ipc::Phase;
 use conclave_ipc::layers::Layer;
@@ -64,6 +66,12 @@ const NOTHING: [&str; 4] =
 /// Limits that are 0 once the code is loaded.
 const NOTHING_IN_SERVICE: [&str; 2] = ["Max open files", "Max file size"];
 
+/// A worker locks itself up within milliseconds of its start.
+const SETTLING_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Between two looks at a worker that is locking itself up.
+const SETTLING_PAUSE: Duration = Duration::from_millis(2);
+
 /// What workers are compared with.
 #[derive(Debug)]
 pub(crate) struct Observer {
@@ -88,6 +96,8 @@ pub(crate) struct Evidence {
     pub(crate) private_bytes: Option<u64>,
     /// Its control group.
     pub(crate) control_group: String,
+    /// System call filters that are its own.
+    pub(crate) filters: u32,
     pub(crate) layers: Vec<(Layer, Seen)>,
 }
 
@@ -146,6 +156,18 @@ impl Observer {
         Ok(Self { namespaces, inherited_filters })
     }
 
+    /// Looks at a worker that may just have been started: gives it a moment to lock itself up.
+    pub(crate) fn look_at_settled(&self, pid: Pid) -> Option<Evidence> {
+        let start = Instant::now();
+        loop {
+            let evidence = self.look_at(pid)?;
+            if evidence.filters > 0 || start.elapsed() > SETTLING_TIME_MAX {
+                return Some(evidence);
+            }
+            thread::sleep(SETTLING_PAUSE);
+        }
+    }
+
     /// Looks at a worker. `None` if the process is gone, or is no worker.
     pub(crate) fn look_at(&self, pid: Pid) -> Option<Evidence> {
         let process = Proc::of(pid);
@@ -178,6 +200,7 @@ impl Observer {
             descriptors: process.count("fd").ok(),
             private_bytes: private_bytes(&process).ok(),
             control_group: control_group.to_owned(),
+            filters,
             layers,
         })
     }

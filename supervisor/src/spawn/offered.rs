@@ -5,7 +5,9 @@ use conclave_ipc::layers::{Layer, Layers};
 use nix::mount::{MsFlags, mount};
 use nix::sys::wait::{WaitStatus, waitpid};
 
-use super::{Identity, NAMESPACES, NESTING, Step, clone_child, clone_flags, failed, put};
+use super::{
+    Identity, NAMESPACES, NESTING, Step, clone_child, clone_flags, failed, put, seal_nothing,
+};
 
 /// The layers of a worker's birth that work here for this user, tried one by one.
 pub(super) fn offered_layers() -> Layers {
@@ -30,7 +32,17 @@ fn works(layers: Layers) -> bool {
         Ok(()) => 0,
         Err(step) => step as i32,
     };
-    match clone_child(clone_flags(layers), None, &mut child) {
+    succeeds(layers, &mut child)
+}
+
+/// Whether mapped code can be sealed here. Asked in a child, for a filter of the service
+/// manager's that does not know the call may kill for it.
+pub(super) fn sealing() -> bool {
+    succeeds(Layers::NONE, &mut seal_nothing)
+}
+
+fn succeeds(layers: Layers, child: &mut dyn FnMut() -> i32) -> bool {
+    match clone_child(clone_flags(layers), None, child) {
         Ok((pid, _)) => matches!(waitpid(pid, None), Ok(WaitStatus::Exited(_, 0))),
         Err(_) => false,
     }

@@ -26,11 +26,10 @@ pub(super) fn deny_write_execute() -> io::Result<bool> {
 /// Seals the mapped code. Lost: unmapping it, mapping something else in its place, and
 /// changing what may be done with it.
 ///
-/// `false` if the kernel does not know the call (before Linux 6.10), or a filter of the
-/// service manager's that does not know it refuses it.
+/// `false` if the range is empty.
 ///
 /// # Errors
-/// The kernel knows it and refuses.
+/// The kernel refuses; it knows the call since Linux 6.10.
 pub(super) fn seal_code(code: &Range<*const u8>) -> io::Result<bool> {
     let length = code.end.addr().saturating_sub(code.start.addr());
     if length == 0 {
@@ -40,9 +39,6 @@ pub(super) fn seal_code(code: &Range<*const u8>) -> io::Result<bool> {
     // program unmaps or changes loaded code: what holds it is never dropped.
     match unsafe { libc::syscall(libc::SYS_mseal, code.start, length, 0) } {
         0 => Ok(true),
-        _ => match io::Error::last_os_error() {
-            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(false),
-            error => Err(error),
-        },
+        _ => Err(io::Error::last_os_error()),
     }
 }
