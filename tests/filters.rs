@@ -1,6 +1,14 @@
-//! Every rule of the system call filters is needed: the worker is run without it, and is
-//! killed for the very call that the rule is about.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! The system call filters: what they say, and that every rule of theirs is needed. For that
+//! the worker is run without it, and is killed for the very call that the rule is about.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "filters/rules.rs"]
+mod rules;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -146,12 +154,21 @@ fn killed_for(phase: &str, call: &str) -> String {
     format!("worker (role {phase}) made the system call {call}, which is outside its filter")
 }
 
+/// A file of the repository.
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The filters as they are written.
+fn filters() -> Value {
+    serde_json::from_str(&read("worker/seccomp.json")).unwrap()
+}
+
 /// The rules of the filters, in the order of the file: filter, index, system call.
-fn rules() -> Vec<(String, usize, String)> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/seccomp.json");
-    let filters: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+fn all_rules() -> Vec<(String, usize, String)> {
     let mut rules = Vec::new();
-    for (filter, content) in filters.as_object().unwrap() {
+    for (filter, content) in filters().as_object().unwrap() {
         for (index, rule) in content["filter"].as_array().unwrap().iter().enumerate() {
             rules.push((filter.clone(), index, rule["syscall"].as_str().unwrap().to_owned()));
         }
@@ -191,7 +208,7 @@ fn every_rule_of_every_filter_is_needed() {
         let loads = !task.module.ends_with("unlinkable.wasm");
         assert_eq!(output.status.success(), loads, "{}: {log}", task.module.display());
     }
-    let rules = rules();
+    let rules = all_rules();
     assert!(rules.len() > 30, "{rules:?}");
     let next = AtomicUsize::new(0);
     let unneeded: Vec<_> = thread::scope(|scope| {
