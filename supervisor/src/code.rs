@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use conclave_ipc::limits::{CODE_BYTES_MAX, MODULE_BYTES_MAX};
+use conclave_ipc::limits::{CODE_BYTES_MAX, METADATA_BYTES_MAX, MODULE_BYTES_MAX};
 use conclave_ipc::message::{Confinement, Load, ModuleFacts, Reply, Request};
 use conclave_ipc::{Phase, Role};
 use thiserror::Error;
@@ -232,6 +232,9 @@ pub(crate) async fn request_code(
 ) -> Result<(u64, Option<Vec<u8>>, ModuleFacts), WorkerError> {
     process.send(&Request::Compile).await?;
     match process.receive().await? {
+        Reply::Compiled { metadata: Some(metadata), .. } if metadata.len() > METADATA_BYTES_MAX => {
+            Err(WorkerError::Violation("metadata beyond the limit".to_owned()))
+        }
         Reply::Compiled { code_bytes, metadata, facts } => {
             Ok((code_bytes, metadata.map(<[u8]>::to_vec), facts))
         }

@@ -2,12 +2,10 @@
 //! and written when its request has been answered, so that nobody waits for the formatting.
 #![forbid(unsafe_code)]
 
-use conclave_ipc::limits::{LOG_BYTES_MAX, log_cost};
+use conclave_ipc::limits::{LOG_BYTES_MAX, LOG_LINE_BYTES_MAX, log_cost};
 use conclave_ipc::message::LogStream;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-
-use crate::log::shorten;
 
 /// What one evaluation may leave, as the supervisor counts it: what the worker lets through,
 /// and as much again so that the two need not count alike.
@@ -16,6 +14,8 @@ const BUDGET: usize = 2 * LOG_BYTES_MAX;
 /// The worker let its guest go beyond a bound that it should have held itself.
 #[derive(Debug)]
 pub(crate) struct BoundPassed(pub(crate) &'static str);
+
+const BEYOND: BoundPassed = BoundPassed("output beyond the limit");
 
 #[derive(Debug)]
 enum Entry {
@@ -30,11 +30,13 @@ enum Entry {
 pub(crate) struct GuestLog {
     entries: Vec<Entry>,
     left: usize,
+    /// For denied host calls, which a worker does not count.
+    left_for_denials: usize,
 }
 
 impl Default for GuestLog {
     fn default() -> Self {
-        Self { entries: Vec::new(), left: BUDGET }
+        Self { entries: Vec::new(), left: BUDGET, left_for_denials: LOG_BYTES_MAX }
     }
 }
 
@@ -42,8 +44,11 @@ impl GuestLog {
     /// Keeps a line of guest output.
     ///
     /// # Errors
-    /// The evaluation has used up its part of the log.
+    /// The line is too long, or the evaluation has used up its part of the log.
     pub(crate) fn output(&mut self, stream: LogStream, text: &[u8]) -> Result<(), BoundPassed> {
+        if text.len() > LOG_LINE_BYTES_MAX {
+            return Err(BEYOND);
+        }
         self.take(text.len())?;
         self.entries.push(Entry::Output(stream, text.to_vec()));
         Ok(())
@@ -62,9 +67,10 @@ impl GuestLog {
     /// Keeps a denied host call. The guest may ask as often as it likes; the log hears of it
     /// while there is room.
     pub(crate) fn denied(&mut self, namespace: &str, operation: &str) {
-        if self.take(namespace.len().saturating_add(operation.len())).is_ok() {
-            let (namespace, operation) =
-                (shorten(namespace).to_owned(), shorten(operation).to_owned());
+        let cost = log_cost(namespace.len().saturating_add(operation.len()));
+        if let Some(left) = self.left_for_denials.checked_sub(cost) {
+            self.left_for_denials = left;
+            let (namespace, operation) = (namespace.to_owned(), operation.to_owned());
             self.entries.push(Entry::Denied { namespace, operation });
         }
     }
@@ -75,10 +81,7 @@ impl GuestLog {
     }
 
     fn take(&mut self, bytes: usize) -> Result<(), BoundPassed> {
-        if self.left == 0 {
-            return Err(BoundPassed("output beyond the limit"));
-        }
-        self.left = self.left.saturating_sub(log_cost(bytes));
+        self.left = self.left.checked_sub(log_cost(bytes)).ok_or(BEYOND)?;
         Ok(())
     }
 
@@ -151,9 +154,26 @@ mod tests {
         while log.output(LogStream::Stdout, &[b'x'; 1024]).is_ok() {
             lines += 1;
         }
-        assert_eq!(lines, BUDGET.div_ceil(log_cost(1024)));
-        log.record(b"").unwrap_err();
-        log.denied("oci", "v1/verify");
+        assert_eq!(lines, BUDGET / log_cost(1024));
+        log.record(&[b'x'; 1024]).unwrap_err();
         assert_eq!(log.entries.len(), lines);
+    }
+
+    #[test]
+    fn no_single_entry_passes_the_bound() {
+        let mut log = GuestLog::default();
+        log.output(LogStream::Stdout, &[b'x'; LOG_LINE_BYTES_MAX + 1]).unwrap_err();
+        log.record(&[b'x'; BUDGET]).unwrap_err();
+        assert!(log.entries.is_empty());
+    }
+
+    #[test]
+    fn denials_are_bounded_and_take_nothing_from_the_output() {
+        let mut log = GuestLog::default();
+        for _ in 0..BUDGET {
+            log.denied("oci", "v1/verify");
+        }
+        assert_eq!(log.entries.len(), LOG_BYTES_MAX / log_cost("ociv1/verify".len()));
+        log.output(LogStream::Stdout, &[b'x'; LOG_LINE_BYTES_MAX]).unwrap();
     }
 }

@@ -3,7 +3,7 @@
 //! The order of the checks is Kubewarden's: binding, grant, namespace, operation, payload.
 #![forbid(unsafe_code)]
 
-use conclave_ipc::limits::HOST_CALLS_MAX;
+use conclave_ipc::limits::{HOST_CALL_BYTES_MAX, HOST_CALLS_MAX, LOG_LINE_BYTES_MAX};
 
 use crate::guest_log::{BoundPassed, GuestLog};
 use crate::host_capabilities::HostCapabilities;
@@ -20,6 +20,7 @@ pub(crate) struct HostCall<'a> {
     pub(crate) binding: &'a str,
     pub(crate) namespace: &'a str,
     pub(crate) operation: &'a str,
+    pub(crate) payload: &'a [u8],
 }
 
 /// What one evaluation of one policy may ask for, and what it has used up.
@@ -39,14 +40,18 @@ impl<'a> HostAccess<'a> {
     /// Answers a host call; the inner error is for the guest.
     ///
     /// # Errors
-    /// The evaluation has used up its host calls.
+    /// The evaluation has used up its host calls, or this one is too large.
     pub(crate) fn answer(
         &mut self,
         call: HostCall<'_>,
     ) -> Result<Result<Vec<u8>, String>, BoundPassed> {
         self.calls_left =
             self.calls_left.checked_sub(1).ok_or(BoundPassed("host calls beyond the limit"))?;
-        let HostCall { binding, namespace, operation } = call;
+        let HostCall { binding, namespace, operation, payload } = call;
+        let names = binding.len().saturating_add(namespace.len()).saturating_add(operation.len());
+        if names > LOG_LINE_BYTES_MAX || payload.len() > HOST_CALL_BYTES_MAX {
+            return Err(BoundPassed("host call beyond the limit"));
+        }
         if binding != BINDING {
             return Ok(Err(format!("unknown binding: {binding}")));
         }
@@ -71,7 +76,7 @@ mod tests {
     fn answer(grants: &[&str], namespace: &str, operation: &str) -> Result<Vec<u8>, String> {
         let grants: Vec<_> = grants.iter().map(ToString::to_string).collect();
         let grants = HostCapabilities::parse(&grants).unwrap();
-        let call = HostCall { binding: "kubewarden", namespace, operation };
+        let call = HostCall { binding: "kubewarden", namespace, operation, payload: b"" };
         HostAccess::new(&grants).answer(call).unwrap()
     }
 
@@ -98,7 +103,7 @@ mod tests {
     #[test]
     fn another_binding_does_not_exist() {
         let grants = HostCapabilities::parse(&["*".to_owned()]).unwrap();
-        let call = HostCall { binding: "x", namespace: "tracing", operation: "log" };
+        let call = HostCall { binding: "x", namespace: "tracing", operation: "log", payload: b"" };
         let answer = HostAccess::new(&grants).answer(call).unwrap();
         assert_eq!(answer, Err("unknown binding: x".to_owned()));
     }
@@ -107,10 +112,16 @@ mod tests {
     fn the_bound_holds_even_if_the_worker_does_not_hold_it() {
         let grants = HostCapabilities::default();
         let mut access = HostAccess::new(&grants);
-        let call = HostCall { binding: "kubewarden", namespace: "tracing", operation: "other" };
+        let (binding, namespace) = ("kubewarden", "tracing");
+        let call = HostCall { binding, namespace, operation: "other", payload: b"" };
         for _ in 0..HOST_CALLS_MAX {
             assert_eq!(access.answer(call).unwrap().unwrap_err(), "unknown operation: other");
         }
         access.answer(call).unwrap_err();
+
+        let large = vec![0; HOST_CALL_BYTES_MAX + 1];
+        HostAccess::new(&grants).answer(HostCall { payload: &large, ..call }).unwrap_err();
+        let long = "x".repeat(LOG_LINE_BYTES_MAX);
+        HostAccess::new(&grants).answer(HostCall { operation: &long, ..call }).unwrap_err();
     }
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use conclave_ipc::Phase;
-use conclave_ipc::limits::LOG_LINE_BYTES_MAX;
+use conclave_ipc::limits::{LOG_LINE_BYTES_MAX, MESSAGE_BYTES_MAX, RESPONSE_BYTES_MAX};
 use conclave_ipc::message::{Contract, Operation, Reply, Request};
 use tokio::time::Instant;
 
@@ -158,6 +158,9 @@ async fn converse(
     loop {
         let answer = match process.receive().await? {
             Reply::Verdict { id: about, response, diagnostics, guest_micros } if about == id => {
+                if response.len() > RESPONSE_BYTES_MAX || diagnostics.len() > MESSAGE_BYTES_MAX {
+                    return Err(violation(BoundPassed("answer beyond the limit")));
+                }
                 let (response, diagnostics) = (response.to_vec(), diagnostics.to_vec());
                 return Ok(Answer::Verdict { response, diagnostics, guest_micros });
             }
@@ -166,14 +169,19 @@ async fn converse(
                 continue;
             }
             Reply::Failure { id: about, message } if about == id => {
+                if message.len() > MESSAGE_BYTES_MAX {
+                    return Err(violation(BoundPassed("answer beyond the limit")));
+                }
                 return Ok(Answer::Failure(message.to_owned()));
             }
             Reply::Log { id: about, stream, text } if about == id => {
                 access.log.output(stream, text).map_err(violation)?;
                 continue;
             }
-            Reply::HostCall { id: about, binding, namespace, operation, .. } if about == id => {
-                let call = HostCall { binding, namespace, operation };
+            Reply::HostCall { id: about, binding, namespace, operation, payload }
+                if about == id =>
+            {
+                let call = HostCall { binding, namespace, operation, payload };
                 access.answer(call).map_err(violation)?
             }
             other => return Err(unexpected(&other, Phase::Serve)),
