@@ -241,10 +241,11 @@ impl Process {
         self.pid
     }
 
-    /// Runs an exchange with the worker until the deadline.
+    /// Runs an exchange with the worker until the deadline. What it ended with was the
+    /// worker's last word: it may send nothing more until it is spoken to again.
     ///
     /// # Errors
-    /// Those of the exchange, or [`WorkerError::Deadline`].
+    /// Those of the exchange, or [`WorkerError::Deadline`], or there is more.
     pub(crate) async fn until<T>(
         &mut self,
         deadline: Instant,
@@ -255,9 +256,10 @@ impl Process {
             Err(_elapsed) => Err(WorkerError::Deadline),
         };
         match result {
+            Ok(result) => self.rest().map(|()| result),
             // How it ended says more than that the channel is closed.
             Err(WorkerError::Channel(error)) => Err(self.explain(error).await),
-            other => other,
+            Err(error) => Err(error),
         }
     }
 
@@ -289,7 +291,7 @@ impl Process {
     ///
     /// # Errors
     /// There is one.
-    pub(crate) fn rest(&mut self) -> Result<(), WorkerError> {
+    fn rest(&mut self) -> Result<(), WorkerError> {
         self.release()?;
         if self.incoming.is_empty() {
             return Ok(());
@@ -331,13 +333,49 @@ impl Process {
         self.life.end().await;
     }
 
-    /// Ends when the process does.
-    pub(crate) async fn death(&self) -> Death {
-        self.life.death().await
+    /// Ends when a worker that was asked nothing is of no more use: when it dies, closes its
+    /// channel, or says something.
+    pub(crate) async fn idle(&mut self) -> WorkerError {
+        let death = tokio::select! {
+            biased;
+            death = self.life.death() => Some(death),
+            _ready = self.stream.readable() => None,
+        };
+        match death {
+            Some(death) => self.post_mortem(death).await,
+            None => self.unasked().await,
+        }
+    }
+
+    async fn unasked(&mut self) -> WorkerError {
+        loop {
+            match self.stream.try_read(self.incoming.space()) {
+                Ok(0) => return self.explain(io::ErrorKind::UnexpectedEof.into()).await,
+                Ok(read) => return self.judge_unasked(read),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return self.explain(error).await,
+            }
+            if let Err(error) = self.stream.readable().await {
+                return self.explain(error).await;
+            }
+        }
+    }
+
+    /// What was said without a question is a violation, unless these are last words.
+    fn judge_unasked(&mut self, read: usize) -> WorkerError {
+        if let Err(error) = self.incoming.advance(read) {
+            return WorkerError::BadFrame(error);
+        }
+        match self.incoming.body().map(frame::decode) {
+            Some(Ok(Reply::Forbidden { syscall })) => {
+                WorkerError::Forbidden { phase: self.phase, syscall }
+            }
+            _ => WorkerError::Violation("spoke without being asked".to_owned()),
+        }
     }
 
     async fn explain(&mut self, error: io::Error) -> WorkerError {
-        match tokio::time::timeout(DEATH_TIME_MAX, self.death()).await {
+        match tokio::time::timeout(DEATH_TIME_MAX, self.life.death()).await {
             Ok(death) => self.post_mortem(death).await,
             Err(_elapsed) => WorkerError::Channel(error),
         }

@@ -133,9 +133,7 @@ impl Policy {
         let mut access = HostAccess::new(&self.spec.host_capabilities);
         let answer = process
             .until(started + self.time_max, async |process| {
-                let answer = converse(process, operation, &mut access).await?;
-                process.rest()?;
-                Ok(answer)
+                converse(process, operation, &mut access).await
             })
             .await;
         let mut done =

@@ -103,12 +103,13 @@ impl Station {
         self.report_alive(Event::Started(self.slot));
         loop {
             let job = tokio::select! {
-                job = jobs.recv() => job,
-                death = process.death() => {
-                    let why = process.post_mortem(death).await;
-                    tracing::warn!(policy = self.policy.name(), "idle {why}");
+                // A job that comes with the worker's end is for another one.
+                biased;
+                error = process.idle() => {
+                    tracing::warn!(policy = self.policy.name(), "idle {error}");
                     None
                 }
+                job = jobs.recv() => job,
             };
             let Some(job) = job else { break };
             if !self.serve(&mut process, job).await {
