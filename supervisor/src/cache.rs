@@ -141,7 +141,7 @@ impl Cache {
         if <[u8; 32]>::from(hash.finalize()) != check {
             return Err(CacheError::Damaged("its checksum"));
         }
-        Ok(Some(Code { image, metadata, facts }))
+        Ok(Some(Code { image, metadata, facts, from_cache: true }))
     }
 
     /// Keeps the code for that module.
@@ -262,6 +262,7 @@ mod tests {
             image: Image::of(b"native code").unwrap(),
             metadata: Some(b"{}".to_vec()),
             facts: ModuleFacts { shape: ModuleShape::Wapc, runs_at_instantiation: true },
+            from_cache: false,
         }
     }
 

@@ -32,6 +32,8 @@ pub(crate) struct Code {
     /// The module's metadata section, not looked at yet.
     pub(crate) metadata: Option<Vec<u8>>,
     pub(crate) facts: ModuleFacts,
+    /// Whether it was compiled by an earlier process, so that it may not fit this machine.
+    pub(crate) from_cache: bool,
 }
 
 /// A policy's module as it was read from its file.
@@ -84,8 +86,8 @@ pub(crate) enum CompileError {
     /// The code has another length than was announced, or is too long.
     #[error("compiler announced code of another length than {0} bytes")]
     WrongLength(u64),
-    /// Memory files can't be made.
-    #[error("no memory for the compiler: {0}")]
+    /// Memory files can't be made, or not be sealed.
+    #[error("memory files for the compiler can't be made or sealed: {0}")]
     Io(io::Error),
 }
 
@@ -215,7 +217,7 @@ impl Compiler {
             milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "compiled"
         );
-        Ok(Code { image, metadata, facts })
+        Ok(Code { image, metadata, facts, from_cache: false })
     }
 }
 

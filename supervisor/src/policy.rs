@@ -226,7 +226,7 @@ impl Policy {
             Err(error) => {
                 let waiting = {
                     let mut state = self.state();
-                    state.status = Status::Failed(error.to_string());
+                    state.status = Status::Failed(shorten(&error.to_string()).to_owned());
                     state.pool.drain()
                 };
                 // Whoever waits sees the closed channel, then the status.
@@ -252,10 +252,11 @@ impl Policy {
         let mut started = start_worker(compiler, &blueprint, &self.spec).await;
         if let Err(StartError::Worker(WorkerError::Fault { class: FaultClass::BadCode, message })) =
             &started
+            && blueprint.code.from_cache
         {
             tracing::warn!(
                 policy = self.name(),
-                error = message.as_str(),
+                error = shorten(message),
                 "cached code does not fit, compiling again"
             );
             blueprint.code = compiler.fresh_code(&module).await.map_err(LoadError::Compile)?;

@@ -17,6 +17,7 @@ use crate::cli::ServeOptions;
 use crate::config::{self, ConfigError, PolicySpec};
 use crate::http::{self, Daemon, Peer};
 use crate::listen::{AllowedPeers, ListenError, Socket};
+use crate::log::shorten;
 use crate::metadata::Execution;
 use crate::policy::{Environment, Policy};
 use crate::startup::{self, StartupError, take_control_group};
@@ -146,7 +147,7 @@ async fn load_all(policies: Vec<Arc<Policy>>, environment: Arc<Environment>) {
                     tracing::error!(
                         policy = name,
                         module = policy.spec.module_url,
-                        error,
+                        error = shorten(&error),
                         "policy can't serve"
                     );
                 }

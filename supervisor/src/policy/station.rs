@@ -88,7 +88,9 @@ impl Station {
         match start_worker(compiler, &self.blueprint, &self.policy.spec).await {
             Ok(process) => self.work(process).await,
             Err(error) => {
-                tracing::error!(policy = self.policy.name(), %error, "worker can't be started");
+                let error = error.to_string();
+                let error = shorten(&error);
+                tracing::error!(policy = self.policy.name(), error, "worker can't be started");
                 let slot = self.slot;
                 self.report(Event::StartFailed(slot));
             }
