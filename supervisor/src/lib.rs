@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod admission;
+mod allocator;
 mod cache;
 mod cgroup;
 mod cli;

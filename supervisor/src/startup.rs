@@ -12,6 +12,7 @@ use thiserror::Error;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 
+use crate::allocator;
 use crate::cache::Cache;
 use crate::cgroup::{Delegation, Limits};
 use crate::cli::{ProgramOptions, WorkerOptions};
@@ -58,6 +59,7 @@ pub(crate) struct Prepared {
 /// # Errors
 /// See [`StartupError`].
 pub(crate) fn prepare(options: &ProgramOptions) -> Result<Prepared, StartupError> {
+    allocator::bound();
     let path = options.worker.clone().unwrap_or_else(worker_beside_us);
     let program = Program::open(&path).map_err(|cause| StartupError::Worker { path, cause })?;
     let became = identity::give_up_root(options.user.as_deref())?;
