@@ -363,10 +363,8 @@ impl Process {
 
     /// What was said without a question is a violation, unless these are last words.
     fn judge_unasked(&mut self, read: usize) -> WorkerError {
-        if let Err(error) = self.incoming.advance(read) {
-            return WorkerError::BadFrame(error);
-        }
-        match self.incoming.body().map(frame::decode) {
+        let kept = self.incoming.advance(read).is_ok();
+        match self.incoming.body().filter(|_| kept).map(frame::decode) {
             Some(Ok(Reply::Forbidden { syscall })) => {
                 WorkerError::Forbidden { phase: self.phase, syscall }
             }

@@ -273,7 +273,7 @@ impl Daemon {
             .arg(place.path("policies.yml"))
             .arg("--socket")
             .arg(place.path("socket"))
-            .args(["--log-fmt", "json"])
+            .args(if arguments.contains(&"--log-fmt") { &[][..] } else { &["--log-fmt", "json"] })
             .args(user_arguments())
             .args(if arguments.contains(&"--cache-dir") || arguments.contains(&"--no-cache") {
                 Vec::new()
