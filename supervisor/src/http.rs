@@ -317,6 +317,20 @@ impl Daemon {
     }
 }
 
+/// [`route`] for fuzzing, in plain values.
+#[cfg(fuzzing)]
+pub(crate) fn routed(
+    method: &str,
+    path: &str,
+) -> Result<Option<(&'static str, String)>, (u16, String)> {
+    let method = method.parse().unwrap_or_default();
+    match route(&method, path) {
+        Ok(Route::Judge(endpoint, id)) => Ok(Some((endpoint.name(), id))),
+        Ok(Route::Readiness | Route::Liveness) => Ok(None),
+        Err(refusal) => Err((refusal.status.as_u16(), refusal.message)),
+    }
+}
+
 /// `application/json`, or anything ending in `+json`, as the policy server demands.
 fn require_json(request: &Request<Incoming>) -> Result<(), Refusal> {
     let value = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());

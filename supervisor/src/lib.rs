@@ -11,6 +11,8 @@ mod cgroup;
 mod cli;
 mod code;
 mod config;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod guest_log;
 mod host_calls;
 mod host_capabilities;
