@@ -19,6 +19,7 @@ mod host_capabilities;
 mod http;
 mod identity;
 mod image;
+mod json_object;
 mod listen;
 mod log;
 mod metadata;

@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use conclave_ipc::message::{Contract, ModuleShape};
 use semver::Version;
 use serde::Deserialize;
+use serde::de::Error as _;
 use thiserror::Error;
+
+use crate::json_object::Object;
 
 /// The Kubewarden release whose policies are understood, as (major, minor); a policy's
 /// `minimumKubewardenVersion` is compared with it.
@@ -20,14 +23,14 @@ pub(crate) const KUBEWARDEN_VERSION: (u64, u64) = (1, 38);
 #[expect(dead_code, reason = "some fields are there to be checked for their shape")]
 struct Metadata {
     protocol_version: Option<String>,
-    rules: Vec<Rule>,
+    rules: Vec<Object<Rule>>,
     annotations: Option<BTreeMap<String, String>>,
     mutating: bool,
     background_audit: Option<bool>,
     execution_mode: Option<String>,
     policy_type: Option<PolicyType>,
     #[serde(default)]
-    context_aware_resources: Vec<Resource>,
+    context_aware_resources: Vec<Object<Resource>>,
     host_capabilities: Option<Vec<String>>,
     minimum_kubewarden_version: Option<Version>,
 }
@@ -173,7 +176,10 @@ fn contract_to_run(
 
 /// Parses a metadata section and checks what holds for every contract.
 fn parse(bytes: &[u8]) -> Result<Metadata, MetadataError> {
-    let metadata: Metadata = serde_json::from_slice(bytes).map_err(MetadataError::Malformed)?;
+    // The JSON reader alone would not look into strings that it skips.
+    let text = str::from_utf8(bytes).map_err(serde_json::Error::custom);
+    let Object(metadata): Object<Metadata> =
+        text.and_then(serde_json::from_str).map_err(MetadataError::Malformed)?;
     match &metadata.minimum_kubewarden_version {
         Some(version) if (version.major, version.minor) > KUBEWARDEN_VERSION => {
             Err(MetadataError::TooNew(version.clone()))
@@ -265,6 +271,18 @@ mod tests {
                 "{bad}"
             );
         }
+        let list = r#"["v1",[],null,false,null,null,null,[],null,null]"#;
+        let rule = metadata(r#","protocolVersion":"v1""#)
+            .replace(r#"{"apiGroups":[""],"apiVersions":["v1"],"resources":["pods"],"operations":["CREATE","*"]}"#, r#"[[""],["v1"],["pods"],["*"]]"#);
+        for bad in [list, &rule] {
+            let error = contract_to_serve(Some(bad.as_bytes())).unwrap_err().to_string();
+            assert!(error.contains("invalid type: sequence, expected an object"), "{error}");
+        }
+        let mut bytes = metadata(r#","protocolVersion":"v1","skipped":"?""#).into_bytes();
+        let place = bytes.iter().position(|byte| *byte == b'?').unwrap();
+        contract_to_serve(Some(&bytes)).unwrap();
+        bytes[place] = 0xff;
+        contract_to_serve(Some(&bytes)).unwrap_err();
         let operation = metadata("").replace("CREATE", "PATCH");
         contract_to_serve(Some(operation.as_bytes())).unwrap_err();
     }

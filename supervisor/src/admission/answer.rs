@@ -8,6 +8,7 @@ use serde::de::Error as _;
 use serde_json::value::RawValue;
 
 use super::strict_json::StrictText;
+use crate::json_object::Object;
 
 /// A policy's answer to `validate`. Absent and `null` are the same.
 #[derive(Debug, Clone)]
@@ -79,11 +80,7 @@ impl SettingsResponse {
 
 fn parse_object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, serde_json::Error> {
     let text = str::from_utf8(bytes).map_err(serde_json::Error::custom)?;
-    // Serde would read an array as the fields in order: `[true]` must not be a verdict.
-    if text.trim_ascii_start().starts_with('[') {
-        return Err(serde_json::Error::custom("invalid type: sequence, expected an object"));
-    }
-    serde_json::from_str(text)
+    serde_json::from_str::<Object<T>>(text).map(|object| object.0)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 use super::body::{BodyError, checked, parse, utf8};
 use super::shape::{AdmissionRequest, Text};
 use super::strict_json::StrictText;
+use crate::json_object::Object;
 
 /// One request for a verdict, borrowed from the body it came in.
 #[derive(Debug, Clone)]
@@ -40,8 +41,8 @@ impl<'a> ReviewRequest<'a> {
     /// See [`BodyError`].
     pub(crate) fn from_review(body: &'a [u8]) -> Result<Self, BodyError> {
         let body = utf8(body)?;
-        let review: Review<'a> = parse(body)?;
-        Self::normalised(body, review.request, "request.")
+        let Object(review): Object<Review<'a>> = parse(body)?;
+        Self::normalised(body, review.request.0, "request.")
     }
 
     /// Reads an `AdmissionRequest` that comes without an envelope.
@@ -51,7 +52,8 @@ impl<'a> ReviewRequest<'a> {
     /// See [`BodyError`].
     pub(crate) fn from_bare(body: &'a [u8]) -> Result<Self, BodyError> {
         let body = utf8(body)?;
-        Self::normalised(body, parse(body)?, "")
+        let Object(request) = parse(body)?;
+        Self::normalised(body, request, "")
     }
 
     /// Reads either of the two: with a key `request` it is an `AdmissionReview`.
@@ -60,7 +62,7 @@ impl<'a> ReviewRequest<'a> {
     ///
     /// See [`BodyError`].
     pub(crate) fn from_review_or_bare(body: &'a [u8]) -> Result<Self, BodyError> {
-        let envelope: Envelope<'a> = parse(utf8(body)?)?;
+        let Object(envelope): Object<Envelope<'a>> = parse(utf8(body)?)?;
         if envelope.request.is_some() { Self::from_review(body) } else { Self::from_bare(body) }
     }
 
@@ -71,7 +73,7 @@ impl<'a> ReviewRequest<'a> {
     /// See [`BodyError`].
     pub(crate) fn raw(body: &'a [u8]) -> Result<Self, BodyError> {
         let body = utf8(body)?;
-        let review: RawReview<'a> = parse(body)?;
+        let Object(review): Object<RawReview<'a>> = parse(body)?;
         Self::verbatim(checked(body, review.request, "request")?)
     }
 
@@ -149,13 +151,9 @@ impl<'a> ReviewRequest<'a> {
 
 /// The string under `uid` if the value is an object that has one.
 fn raw_uid(value: StrictText<'_>) -> Text<'_> {
-    // A derived structure also reads an array, as its fields in order.
-    if !value.text().starts_with('{') {
-        return Text::default();
-    }
-    serde_json::from_str::<RawUid<'_>>(value.text())
+    serde_json::from_str::<Object<RawUid<'_>>>(value.text())
         .ok()
-        .and_then(|raw| raw.uid)
+        .and_then(|Object(raw)| raw.uid)
         .and_then(|uid| serde_json::from_str(uid.get()).ok())
         .unwrap_or_default()
 }
@@ -163,7 +161,7 @@ fn raw_uid(value: StrictText<'_>) -> Text<'_> {
 #[derive(Deserialize)]
 struct Review<'a> {
     #[serde(borrow)]
-    request: AdmissionRequest<'a>,
+    request: Object<AdmissionRequest<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -320,6 +318,20 @@ mod tests {
         assert_wrong_shape(&refusal(r#"{"request":null}"#), "invalid type: null");
         assert_wrong_shape(&refusal(&review(r#","dryRun":"no""#)), "expected a boolean");
         assert_wrong_shape(&refusal(&review(r#","name":1"#)), "expected a string");
+    }
+
+    #[test]
+    fn a_list_is_not_read_as_the_fields_in_order() {
+        for body in [
+            format!("[{}]", bare("")),
+            review("").replace(r#"{"group":"","version":"v1","kind":"Pod"}"#, r#"["","v1","Pod"]"#),
+            review("").replace(r#""userInfo":{}"#, r#""userInfo":[null,null,null,null]"#),
+            review(r#","requestKind":["","v1","Pod"]"#),
+        ] {
+            assert_wrong_shape(&refusal(&body), "invalid type: sequence, expected an object");
+        }
+        let error = ReviewRequest::raw(b"[1]").unwrap_err();
+        assert_wrong_shape(&error, "invalid type: sequence, expected an object");
     }
 
     #[test]

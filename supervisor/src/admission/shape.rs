@@ -13,6 +13,8 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::json_object::Object;
+
 /// The order of the fields is the order of the keys that the policy sees.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -20,15 +22,15 @@ pub(crate) struct AdmissionRequest<'a> {
     #[serde(borrow)]
     pub(crate) uid: Text<'a>,
     #[serde(borrow)]
-    pub(crate) kind: GroupVersionKind<'a>,
+    pub(crate) kind: Object<GroupVersionKind<'a>>,
     #[serde(borrow)]
-    pub(crate) resource: GroupVersionResource<'a>,
+    pub(crate) resource: Object<GroupVersionResource<'a>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) sub_resource: Option<Text<'a>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    pub(crate) request_kind: Option<GroupVersionKind<'a>>,
+    pub(crate) request_kind: Option<Object<GroupVersionKind<'a>>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    pub(crate) request_resource: Option<GroupVersionResource<'a>>,
+    pub(crate) request_resource: Option<Object<GroupVersionResource<'a>>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) request_sub_resource: Option<Text<'a>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
@@ -38,7 +40,7 @@ pub(crate) struct AdmissionRequest<'a> {
     #[serde(borrow)]
     pub(crate) operation: Text<'a>,
     #[serde(borrow)]
-    pub(crate) user_info: UserInfo<'a>,
+    pub(crate) user_info: Object<UserInfo<'a>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) object: Option<&'a RawValue>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
