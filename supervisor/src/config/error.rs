@@ -155,6 +155,9 @@ mod tests {
             "settings: [s3cr3t]",
             "settings: {token: s3cr3t",
             "settings: {token: !!int s3cr3t}",
+            "settings: {token: !s3cr3t}",
+            "settings: {token: !!s3cr3t x}",
+            "settings: {token: *s3cr3t}",
         ] {
             let message = policy_refusal(lines);
             assert!(!message.contains("s3cr3t"), "{message}");

@@ -1,14 +1,15 @@
 //! YAML text in, a tree of nodes that know their place out.
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 use std::thread;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{
-    DuplicateKeyPolicy, Location, MergeKeyPolicy, MessageFormatter as _, NonFiniteFloatPolicy,
-    Span, Spanned, UserMessageFormatter,
+    DuplicateKeyPolicy, Error, Location, MergeKeyPolicy, MessageFormatter as _,
+    NonFiniteFloatPolicy, Span, Spanned, UserMessageFormatter,
 };
 
 use super::error::printable;
@@ -93,7 +94,13 @@ fn read_yaml_here(path: &Path, text: &str) -> Result<Node, ConfigError> {
         // Without a place the text as a whole is at fault.
         let (line, column) =
             error.location().map_or((1, 1), |place| (place.line(), place.column()));
-        let message = UserMessageFormatter.format_message(error.without_snippet());
+        let message = match error.without_snippet() {
+            // The reader's own message repeats the tag, which may be a secret without quotes.
+            Error::UnsupportedTag { .. } => {
+                Cow::Borrowed("unsupported tag; put a value that begins with \"!\" in quotes")
+            }
+            other => UserMessageFormatter.format_message(other),
+        };
         ConfigError::NotYaml {
             place: Place { path: path.to_owned(), line, column },
             message: printable(&message, MESSAGE_CHARS_MAX),
