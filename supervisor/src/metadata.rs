@@ -12,6 +12,7 @@ use serde::de::Error as _;
 use thiserror::Error;
 
 use crate::json_object::Object;
+use crate::log::shorten;
 
 /// The Kubewarden release whose policies are understood, as (major, minor); a policy's
 /// `minimumKubewardenVersion` is compared with it.
@@ -74,12 +75,12 @@ struct Resource {
     kind: String,
 }
 
-/// Why a module can't be run as a policy.
+/// Why a module can't be run as a policy. What it quotes of the metadata is shortened.
 #[derive(Debug, Error)]
 pub(crate) enum MetadataError {
     /// The section does not hold a document of the right shape.
     #[error("metadata of the policy is malformed: {0}")]
-    Malformed(serde_json::Error),
+    Malformed(String),
     /// A waPC policy says nothing about its protocol.
     #[error(
         "Policy is missing protocol version, which is required for KubewardenWapc execution mode"
@@ -93,7 +94,7 @@ pub(crate) enum MetadataError {
         "Policy required Kubewarden version {} but is running on {}.{}",
         .0, KUBEWARDEN_VERSION.0, KUBEWARDEN_VERSION.1
     )]
-    TooNew(Version),
+    TooNew(String),
     /// Nobody knows how to run it, or this version does not.
     #[error("unsupported execution mode {0:?} (supported: kubewarden-wapc, wasi)")]
     ExecutionMode(String),
@@ -178,11 +179,12 @@ fn contract_to_run(
 fn parse(bytes: &[u8]) -> Result<Metadata, MetadataError> {
     // The JSON reader alone would not look into strings that it skips.
     let text = str::from_utf8(bytes).map_err(serde_json::Error::custom);
-    let Object(metadata): Object<Metadata> =
-        text.and_then(serde_json::from_str).map_err(MetadataError::Malformed)?;
+    let Object(metadata): Object<Metadata> = text
+        .and_then(serde_json::from_str)
+        .map_err(|error| MetadataError::Malformed(excerpt(&error)))?;
     match &metadata.minimum_kubewarden_version {
         Some(version) if (version.major, version.minor) > KUBEWARDEN_VERSION => {
-            Err(MetadataError::TooNew(version.clone()))
+            Err(MetadataError::TooNew(excerpt(version)))
         }
         _ => Ok(metadata),
     }
@@ -192,7 +194,7 @@ fn contract_of_mode(mode: &str) -> Result<Contract, MetadataError> {
     match mode {
         "kubewarden-wapc" => Ok(Contract::Wapc),
         "wasi" => Ok(Contract::Wasi),
-        other => Err(MetadataError::ExecutionMode(other.to_owned())),
+        other => Err(MetadataError::ExecutionMode(excerpt(other))),
     }
 }
 
@@ -200,8 +202,12 @@ fn check_protocol(contract: Contract, metadata: &Metadata) -> Result<(), Metadat
     match (contract, metadata.protocol_version.as_deref()) {
         (Contract::Wapc, Some("v1")) | (Contract::Wasi, _) => Ok(()),
         (Contract::Wapc, None) => Err(MetadataError::NoProtocolVersion),
-        (Contract::Wapc, Some(other)) => Err(MetadataError::ProtocolVersion(other.to_owned())),
+        (Contract::Wapc, Some(other)) => Err(MetadataError::ProtocolVersion(excerpt(other))),
     }
+}
+
+fn excerpt(text: &(impl ToString + ?Sized)) -> String {
+    shorten(&text.to_string()).to_owned()
 }
 
 #[cfg(test)]
@@ -285,6 +291,20 @@ mod tests {
         contract_to_serve(Some(&bytes)).unwrap_err();
         let operation = metadata("").replace("CREATE", "PATCH");
         contract_to_serve(Some(operation.as_bytes())).unwrap_err();
+    }
+
+    #[test]
+    fn a_refusal_does_not_repeat_all_of_the_metadata() {
+        let long = "x".repeat(1 << 20);
+        for extra in [
+            format!(r#","executionMode":"{long}""#),
+            format!(r#","protocolVersion":"{long}""#),
+            format!(r#","policyType":"{long}""#),
+            format!(r#","minimumKubewardenVersion":"99.0.0-{long}""#),
+        ] {
+            let error = served(&extra).unwrap_err();
+            assert!(error.contains("xxx") && error.len() < 5000, "{} bytes", error.len());
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 use super::strict_json::StrictText;
+use crate::log::shorten;
 
 /// Why a body is no request. The text is complete and meant for the client.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -22,6 +23,9 @@ pub(crate) enum BodyError {
 
 impl BodyError {
     fn new(category: Category, reason: impl fmt::Display) -> Self {
+        // It quotes what it found, which can be nearly all of the body.
+        let reason = reason.to_string();
+        let reason = shorten(&reason);
         match category {
             Category::Data => Self::WrongShape(format!(
                 "Failed to deserialize the JSON body into the target type: {reason}"
@@ -113,6 +117,15 @@ pub(super) mod tests {
         };
         assert!(text.starts_with("Failed to parse the request body as JSON: "), "{text}");
         assert!(text.contains(part), "{text}");
+    }
+
+    #[test]
+    fn errors_do_not_repeat_all_of_the_body() {
+        let long = "x".repeat(1 << 20);
+        let body = format!(r#"{{"request":"{long}"}}"#);
+        let error = ReviewRequest::from_review(body.as_bytes()).unwrap_err();
+        assert_wrong_shape(&error, "invalid type: string \"xxx");
+        assert!(error.to_string().len() < 5000);
     }
 
     #[test]
