@@ -72,7 +72,7 @@ fn read(path: &str) -> String {
 /// Every Rust file of the workspace, by its path from the root.
 fn sources() -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
-    for package in ["ipc", "supervisor", "worker", "tests"] {
+    for package in ["ipc", "supervisor", "worker", "tests", "fuzz"] {
         collect(&root().join(package), &mut found);
     }
     assert!(found.len() > 40, "only {} files were found", found.len());
