@@ -158,6 +158,10 @@ fn features_of_webassembly_that_policies_have_no_use_for_are_refused() {
     each_does_not_serve(vec![
         (memory64, BAD_MODULE),
         (shared, BAD_MODULE),
+        (
+            Guest::wapc_with("host-references", "(table 1 externref)", ""),
+            "references to host objects are not available",
+        ),
         wapc("several-memories", "(memory $other 1)"),
         wapc("exceptions", "(tag $thrown) (func (throw $thrown))"),
         wapc(

@@ -13,7 +13,9 @@ use std::ops::Range;
 use ::wapc::WapcHost;
 use conclave_ipc::limits::MESSAGE_BYTES_MAX;
 use conclave_ipc::message::{Contract, FaultClass, Load, Operation};
-use wasmtime::{Engine, Instance, InstancePre, Linker, Module, Store, Trap};
+use wasmtime::{
+    Engine, Instance, InstancePre, Linker, Module, PoolConcurrencyLimitError, Store, Trap,
+};
 
 use crate::confine::Confined;
 use crate::session::Session;
@@ -36,6 +38,10 @@ impl Fault {
     fn of_guest(error: &wasmtime::Error, session: &Session) -> Self {
         if let Some(breach) = session.take_breach() {
             return Self { class: breach.class, message: breach.message };
+        }
+        if error.is::<PoolConcurrencyLimitError>() {
+            // The pool has room for one instance, but for no heap beside its memory.
+            return Self::new(FaultClass::Link, "references to host objects are not available");
         }
         match error.downcast_ref::<Trap>() {
             Some(trap @ Trap::StackOverflow) => Self::new(FaultClass::Stack, trap.to_string()),
