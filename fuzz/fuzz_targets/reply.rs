@@ -12,6 +12,7 @@ fuzz_target!(|body: &[u8]| {
     let taken = allocation_counter::measure(|| message = decode::<Reply<'_>>(body).ok());
     assert_eq!(taken.count_total, 0, "decoding has taken {} bytes", taken.bytes_total);
     let Some(message) = message else { return };
+    assert!(decode::<Reply<'_>>(&[body, &[0]].concat()).is_err(), "a byte too many is read");
 
     let mut frame = Vec::new();
     encode(&message, REPLY_BYTES_MAX, &mut frame).expect("what came in a frame fits one");
