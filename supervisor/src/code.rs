@@ -252,14 +252,13 @@ pub(crate) async fn request_load(
     process: &mut Process,
     load: Load<'_>,
 ) -> Result<Confinement, WorkerError> {
-    let report = process
+    process
         .until(Instant::now() + LOAD_TIME_MAX, async |process| {
             process.send(&Request::Load(load)).await?;
             match process.receive().await? {
-                Reply::Loaded(report) => Ok(report),
+                Reply::Loaded(report) => Ok(process.loaded(report)),
                 other => Err(unexpected(&other, Phase::Load)),
             }
         })
-        .await?;
-    Ok(process.loaded(report))
+        .await
 }

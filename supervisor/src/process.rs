@@ -296,7 +296,18 @@ impl Process {
         if self.incoming.is_empty() {
             return Ok(());
         }
-        Err(WorkerError::Violation("more after its last word".to_owned()))
+        Err(self.out_of_turn("more after its last word"))
+    }
+
+    /// What was said out of turn is a violation, unless it tells of a forbidden call: that may
+    /// come at any time, and so just after what was said in turn.
+    fn out_of_turn(&self, violation: &str) -> WorkerError {
+        match self.incoming.body().map(frame::decode) {
+            Some(Ok(Reply::Forbidden { syscall })) => {
+                WorkerError::Forbidden { phase: self.phase, syscall }
+            }
+            _ => WorkerError::Violation(violation.to_owned()),
+        }
     }
 
     /// Waits for the next message; the previous one is gone.
@@ -361,14 +372,11 @@ impl Process {
         }
     }
 
-    /// What was said without a question is a violation, unless these are last words.
     fn judge_unasked(&mut self, read: usize) -> WorkerError {
-        let kept = self.incoming.advance(read).is_ok();
-        match self.incoming.body().filter(|_| kept).map(frame::decode) {
-            Some(Ok(Reply::Forbidden { syscall })) => {
-                WorkerError::Forbidden { phase: self.phase, syscall }
-            }
-            _ => WorkerError::Violation("spoke without being asked".to_owned()),
+        const UNASKED: &str = "spoke without being asked";
+        match self.incoming.advance(read) {
+            Ok(()) => self.out_of_turn(UNASKED),
+            Err(_too_long) => WorkerError::Violation(UNASKED.to_owned()),
         }
     }
 
