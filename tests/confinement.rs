@@ -38,7 +38,7 @@ const NO_CAPABILITY: &str = "0000000000000000";
 
 /// Limits of a serving worker, by their names in `/proc/PID/limits`. Its memory is the
 /// guest's 128 MiB and 512 MiB for all else.
-const SERVING_LIMITS: [(&str, &str); 9] = [
+const SERVING_LIMITS: [(&str, &str); 10] = [
     ("Max open files", "0"),
     ("Max processes", "0"),
     ("Max file size", "0"),
@@ -48,10 +48,11 @@ const SERVING_LIMITS: [(&str, &str); 9] = [
     ("Max pending signals", "0"),
     ("Max msgqueue size", "0"),
     ("Max data size", "671088640"),
+    ("Max address space", "7113539584"),
 ];
 
 /// Limits of a compiling worker.
-const COMPILING_LIMITS: [(&str, &str); 9] = [
+const COMPILING_LIMITS: [(&str, &str); 10] = [
     ("Max open files", "16"),
     ("Max processes", "0"),
     ("Max file size", "1073741824"),
@@ -61,6 +62,7 @@ const COMPILING_LIMITS: [(&str, &str); 9] = [
     ("Max pending signals", "0"),
     ("Max msgqueue size", "0"),
     ("Max data size", "4294967296"),
+    ("Max address space", "17179869184"),
 ];
 
 /// Says what could not be tested. Not with a macro, whose output is not shown.

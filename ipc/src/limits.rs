@@ -74,6 +74,16 @@ pub const SERVE_OVERHEAD_BYTES: u64 = 512 << 20;
 /// Private writable memory of a compiling worker. Compiling 38 MB needs about 1.5 GiB.
 pub const COMPILE_MEMORY_BYTES: u64 = 4 << 30;
 
+/// Address space of a serving worker beyond its private writable memory: what the engine
+/// reserves for the largest guest, the code, the program itself.
+pub const SERVE_ADDRESS_BYTES: u64 = GUEST_MEMORY_BYTES_CEILING + CODE_BYTES_MAX + (1 << 30);
+
+/// Address space of a worker that compiles or loads.
+pub const ADDRESS_BYTES: u64 = 16 << 30;
+
+const _: () = assert!(
+    SERVE_ADDRESS_BYTES + GUEST_MEMORY_BYTES_CEILING + SERVE_OVERHEAD_BYTES < ADDRESS_BYTES
+);
 const _: () = assert!(RESPONSE_BYTES_MAX + MESSAGE_BYTES_MAX < REPLY_BYTES_MAX);
 const _: () = assert!(HOST_CALL_BYTES_MAX < REPLY_BYTES_MAX);
 const _: () = assert!(SETTINGS_BYTES_MAX < FRAME_BYTES_MAX);

@@ -4,7 +4,9 @@
 use std::io;
 
 use conclave_ipc::Role;
-use conclave_ipc::limits::{CODE_BYTES_MAX, COMPILE_MEMORY_BYTES};
+use conclave_ipc::limits::{
+    ADDRESS_BYTES, CODE_BYTES_MAX, COMPILE_MEMORY_BYTES, SERVE_ADDRESS_BYTES,
+};
 use nix::sys::resource::{Resource, setrlimit};
 
 /// Descriptors a worker may have while it loads: the named ones and the engine's.
@@ -30,17 +32,20 @@ pub(super) fn limit(role: Role) -> io::Result<()> {
         (Resource::RLIMIT_SIGPENDING, 0),
         (Resource::RLIMIT_NOFILE, DESCRIPTORS_WHILE_LOADING),
         (Resource::RLIMIT_DATA, COMPILE_MEMORY_BYTES),
+        (Resource::RLIMIT_AS, ADDRESS_BYTES),
     ];
     limits.into_iter().try_for_each(|(resource, value)| set(resource, value))
 }
 
-/// Bounds private writable memory. Address space is no measure: the engine reserves
-/// gigabytes that it never touches.
+/// Bounds private writable memory, and address space. Neither would do alone: the engine
+/// reserves gigabytes that it never touches, and memory that is filled and then protected, or
+/// only ever read, no longer counts as writable but takes pages or page tables all the same.
 ///
 /// # Errors
 /// `setrlimit` failed.
 pub(super) fn limit_data(bytes: u64) -> io::Result<()> {
-    set(Resource::RLIMIT_DATA, bytes)
+    set(Resource::RLIMIT_DATA, bytes)?;
+    set(Resource::RLIMIT_AS, SERVE_ADDRESS_BYTES.saturating_add(bytes))
 }
 
 /// No descriptor can be made any more; those that exist stay usable.
