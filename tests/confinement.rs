@@ -169,6 +169,18 @@ fn a_serving_worker_can_make_no_file_no_process_and_no_descriptor() {
 }
 
 #[test]
+fn a_policy_may_have_as_much_memory_as_can_be_configured() {
+    let place = Place::new();
+    let module = place.copy_policy("pod-guard.wasm");
+    let policies = format!("guard:\n  module: file://{}\n  memory: 4Gi\n", module.display());
+    let daemon = Daemon::start_ready(place, &policies, &["--workers", "1"]);
+    let [pid] = daemon.workers()[..] else { panic!("more than one worker") };
+    assert_limits(pid, &[("Max data size", "4831838208")]);
+    let answer = daemon.post("/validate/guard", request("pod-ok.json")).response();
+    assert_eq!(answer["allowed"], true, "{answer}");
+}
+
+#[test]
 fn a_worker_lives_in_namespaces_of_its_own() {
     let daemon = daemon();
     let workers = daemon.workers();

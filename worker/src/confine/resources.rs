@@ -5,7 +5,8 @@ use std::io;
 
 use conclave_ipc::Role;
 use conclave_ipc::limits::{
-    ADDRESS_BYTES, CODE_BYTES_MAX, COMPILE_MEMORY_BYTES, SERVE_ADDRESS_BYTES,
+    ADDRESS_BYTES, CODE_BYTES_MAX, COMPILE_MEMORY_BYTES, GUEST_MEMORY_BYTES_CEILING,
+    SERVE_ADDRESS_BYTES, SERVE_OVERHEAD_BYTES,
 };
 use nix::sys::resource::{Resource, setrlimit};
 
@@ -18,9 +19,10 @@ const DESCRIPTORS_WHILE_LOADING: u64 = 16;
 /// # Errors
 /// `setrlimit` failed.
 pub(super) fn limit(role: Role) -> io::Result<()> {
-    let file_bytes = match role {
-        Role::Compile => CODE_BYTES_MAX,
-        Role::Serve => 0,
+    let (file_bytes, data_bytes) = match role {
+        Role::Compile => (CODE_BYTES_MAX, COMPILE_MEMORY_BYTES),
+        // What the largest guest may have: it can only become less.
+        Role::Serve => (0, GUEST_MEMORY_BYTES_CEILING + SERVE_OVERHEAD_BYTES),
     };
     let limits = [
         (Resource::RLIMIT_CORE, 0),
@@ -31,7 +33,7 @@ pub(super) fn limit(role: Role) -> io::Result<()> {
         (Resource::RLIMIT_LOCKS, 0),
         (Resource::RLIMIT_SIGPENDING, 0),
         (Resource::RLIMIT_NOFILE, DESCRIPTORS_WHILE_LOADING),
-        (Resource::RLIMIT_DATA, COMPILE_MEMORY_BYTES),
+        (Resource::RLIMIT_DATA, data_bytes),
         (Resource::RLIMIT_AS, ADDRESS_BYTES),
     ];
     limits.into_iter().try_for_each(|(resource, value)| set(resource, value))
