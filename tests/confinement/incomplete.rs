@@ -1,62 +1,18 @@
 //! Hosts that lack a layer of the sandbox.
 
 use std::fs::{self, File};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::{Client, PATIENCE, Place, children_of, conclave, daemon_user, request};
-use nix::unistd::{Pid, geteuid};
+use harness::{Client, PATIENCE, Place, can_do_without, children_of, conclave_without, request};
+use nix::unistd::Pid;
 
-use crate::{SERVING_LIMITS, assert_limits, assert_without_privileges, skip, status};
-
-/// Runs `conclave` where no user namespace can be made: in one that forbids further ones.
-pub(crate) fn without_namespaces(arguments: &[&str]) -> Command {
-    let forbid = "echo 0 > /proc/sys/user/max_user_namespaces \
-        && exec setpriv --ambient-caps=-all --inh-caps=-all --bounding-set=-all \"$@\"";
-    let program = conclave();
-    let shell =
-        ["unshare", "--user", "--map-current-user", "--keep-caps", "sh", "-c", forbid, "sh"];
-    let mut words = shell.to_vec();
-    words.push(program.to_str().unwrap());
-    words.extend(arguments);
-    let mut command = if geteuid().is_root() {
-        let user = daemon_user();
-        let mut command = Command::new("setpriv");
-        command
-            .arg(format!("--reuid={}", user.uid))
-            .arg(format!("--regid={}", user.gid))
-            .arg("--clear-groups");
-        command.args(words);
-        command
-    } else {
-        let mut command = Command::new(words[0]);
-        command.args(&words[1..]);
-        command
-    };
-    command.current_dir("/").stdin(Stdio::null());
-    command
-}
-
-/// Whether this machine has what [`without_namespaces`] needs.
-pub(crate) fn can_go_without_namespaces() -> bool {
-    match without_namespaces(&["--version"]).output() {
-        Ok(output) if output.status.success() => true,
-        Ok(output) => {
-            let why = String::from_utf8_lossy(&output.stderr).into_owned();
-            skip(&format!("a host without user namespaces can't be simulated: {why}"));
-            false
-        }
-        Err(error) => {
-            skip(&format!("a host without user namespaces can't be simulated: {error}"));
-            false
-        }
-    }
-}
+use crate::{SERVING_LIMITS, assert_limits, assert_without_privileges, status};
 
 #[test]
 fn a_host_that_lacks_a_layer_is_refused_and_the_layer_is_named() {
-    if !can_go_without_namespaces() {
+    if !can_do_without(&["user"]) {
         return;
     }
     let place = Place::new();
@@ -83,7 +39,7 @@ fn a_host_that_lacks_a_layer_is_refused_and_the_layer_is_named() {
     for (command, strict) in
         [(&serve[..], &[][..]), (&serve, &["--sandbox", "strict"]), (&run, &[])]
     {
-        let output = without_namespaces(&[command, strict].concat()).output().unwrap();
+        let output = conclave_without(&["user"], &[command, strict].concat()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let message = String::from_utf8(output.stderr).unwrap();
         for layer in [
@@ -120,7 +76,7 @@ impl Drop for Ended {
 
 #[test]
 fn a_host_that_lacks_a_layer_is_served_on_demand_and_the_log_says_what_is_missing() {
-    if !can_go_without_namespaces() {
+    if !can_do_without(&["user"]) {
         return;
     }
     let place = Place::new();
@@ -131,7 +87,7 @@ fn a_host_that_lacks_a_layer_is_served_on_demand_and_the_log_says_what_is_missin
     let arguments =
         ["serve", "--policies", policies.to_str().unwrap(), "--socket", socket.to_str().unwrap()];
     let rest = ["--no-cache", "--log-fmt", "json", "--sandbox", "best-effort", "--workers", "1"];
-    let mut command = without_namespaces(&[&arguments[..], &rest].concat());
+    let mut command = conclave_without(&["user"], &[&arguments[..], &rest].concat());
     let mut daemon =
         Ended(command.stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap());
     let start = Instant::now();

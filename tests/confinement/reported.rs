@@ -2,11 +2,10 @@
 
 use std::process::{Command, Output};
 
-use harness::{Daemon, Place, conclave, user_arguments};
+use harness::{Daemon, Place, can_do_without, conclave, conclave_without, user_arguments};
 use nix::unistd::geteuid;
 use serde_json::Value;
 
-use crate::incomplete::{can_go_without_namespaces, without_namespaces};
 use crate::{daemon, skip};
 
 /// Layers that no process can see of another.
@@ -62,10 +61,10 @@ fn what_this_host_gives_is_reported_for_every_role() {
 
 #[test]
 fn a_host_that_lacks_layers_is_reported_with_how_to_get_them() {
-    if !can_go_without_namespaces() {
+    if !can_do_without(&["user"]) {
         return;
     }
-    let (output, report) = report(without_namespaces(&["sandbox"]));
+    let (output, report) = report(conclave_without(&["user"], &["sandbox"]));
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert_eq!(report["complete"], false);
     let lacking = layer(&report, "network namespace");
@@ -78,7 +77,7 @@ fn a_host_that_lacks_layers_is_reported_with_how_to_get_them() {
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(message.contains("lacks required layers of the sandbox: user namespace"), "{message}");
 
-    let text = without_namespaces(&["sandbox"]).output().unwrap().stdout;
+    let text = conclave_without(&["user"], &["sandbox"]).output().unwrap().stdout;
     let text = String::from_utf8(text).unwrap();
     assert!(text.contains("network namespace (REQUIRED): needs user namespaces"), "{text}");
 }

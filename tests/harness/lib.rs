@@ -245,6 +245,49 @@ const WAPC_ENTRY: &str = r#"
     (call $respond (i32.const 2048) (i32.const ANSWER_LENGTH))
     (i32.const 1))"#;
 
+/// `conclave` with these arguments, on a host where namespaces of these kinds can't be made:
+/// in a user namespace, as the daemon's user, that forbids them. The kinds are named as below
+/// `/proc/sys/user`: `user`, `mnt`, `pid`, `net`, `ipc`, `uts`, `cgroup`.
+#[must_use]
+pub fn conclave_without(kinds: &[&str], arguments: &[&str]) -> Command {
+    let forbid: String = kinds
+        .iter()
+        .map(|kind| format!("echo 0 > /proc/sys/user/max_{kind}_namespaces && "))
+        .collect();
+    let forbid =
+        forbid + "exec setpriv --ambient-caps=-all --inh-caps=-all --bounding-set=-all \"$@\"";
+    let mut command = if geteuid().is_root() {
+        let user = daemon_user();
+        let mut command = Command::new("setpriv");
+        command
+            .arg(format!("--reuid={}", user.uid))
+            .arg(format!("--regid={}", user.gid))
+            .args(["--clear-groups", "unshare"]);
+        command
+    } else {
+        Command::new("unshare")
+    };
+    command
+        .args(["--user", "--map-current-user", "--keep-caps", "sh", "-c", &forbid, "sh"])
+        .arg(conclave())
+        .args(arguments)
+        .current_dir("/")
+        .stdin(Stdio::null());
+    command
+}
+
+/// Whether this machine has what [`conclave_without`] needs; if not, the test is skipped.
+#[must_use]
+pub fn can_do_without(kinds: &[&str]) -> bool {
+    let why = match conclave_without(kinds, &["--version"]).output() {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    skipped(&format!("a host without {kinds:?} namespaces can't be simulated: {why}"));
+    false
+}
+
 /// Says that a test could not run. Goes past the test runner, which would keep it from
 /// sight because the test passes.
 pub fn skipped(why: &str) {
@@ -265,23 +308,33 @@ impl Daemon {
     /// listens.
     #[must_use]
     pub fn start(place: Place, policies_yml: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(conclave());
+        command.current_dir("/").arg("serve").args(user_arguments());
+        Self::start_by(command, place, policies_yml, arguments)
+    }
+
+    /// [`Daemon::start`] by this command, which ends in `conclave serve`.
+    #[must_use]
+    pub fn start_by(
+        mut command: Command,
+        place: Place,
+        policies_yml: &str,
+        arguments: &[&str],
+    ) -> Self {
         place.write("policies.yml", policies_yml);
         let log = place.path("log");
-        let child = Command::new(conclave())
-            .arg("serve")
+        let child = command
             .arg("--policies")
             .arg(place.path("policies.yml"))
             .arg("--socket")
             .arg(place.path("socket"))
             .args(if arguments.contains(&"--log-fmt") { &[][..] } else { &["--log-fmt", "json"] })
-            .args(user_arguments())
             .args(if arguments.contains(&"--cache-dir") || arguments.contains(&"--no-cache") {
                 Vec::new()
             } else {
                 vec!["--cache-dir".into(), place.path("cache").into_os_string()]
             })
             .args(arguments)
-            .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log).unwrap())
