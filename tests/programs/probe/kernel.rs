@@ -312,9 +312,23 @@ pub(crate) fn illegal() -> usize {
 }
 
 #[cfg(target_arch = "x86_64")]
-global_asm!(".p2align 12", "red_team_code:", "mov eax, 42", "ret", ".p2align 12");
+global_asm!(
+    ".globl red_team_code",
+    ".p2align 12",
+    "red_team_code:",
+    "mov eax, 42",
+    "ret",
+    ".p2align 12"
+);
 #[cfg(target_arch = "aarch64")]
-global_asm!(".p2align 12", "red_team_code:", "mov w0, #42", "ret", ".p2align 12");
+global_asm!(
+    ".globl red_team_code",
+    ".p2align 12",
+    "red_team_code:",
+    "mov w0, #42",
+    "ret",
+    ".p2align 12"
+);
 
 unsafe extern "C" {
     #[link_name = "red_team_code"]
