@@ -373,8 +373,12 @@ impl Daemon {
     pub fn wait_for(&mut self, what: &str, mut condition: impl FnMut(&mut Self) -> bool) {
         let start = Instant::now();
         while !condition(self) {
-            assert!(start.elapsed() < PATIENCE, "waited too long for {what}; log:\n{}", self.log());
-            thread::sleep(Duration::from_millis(5));
+            let waited = start.elapsed();
+            assert!(waited < PATIENCE, "waited too long for {what}; log:\n{}", self.log());
+            // Less and less often: a slow machine is not to be kept from its work by the asking.
+            thread::sleep(
+                (waited / 10).clamp(Duration::from_millis(5), Duration::from_millis(500)),
+            );
         }
     }
 

@@ -108,7 +108,7 @@ for suite in "$@"; do
     for user in root tester; do
         title "Suite $suite, as $user"
         start=$(cut -d. -f1 /proc/uptime)
-        as $user timeout 900 "$program" --test-threads=1 ${tests#:}
+        as $user timeout 900 "$program" --test-threads=1 --color never ${tests#:}
         code=$?
         check "suite $suite, as $user, in $(($(cut -d. -f1 /proc/uptime) - start)) s" [ $code = 0 ]
     done
