@@ -20,7 +20,7 @@ cache=${VM_CACHE:-$root/target/vm}
 kernel=${1:-6.1}
 shift $(($# > 0))
 # Not filters: to find that every rule is needed takes hours on an emulated processor.
-suites=(confinement hostile_policy lifecycle lying_worker)
+suites=(confinement hostile_policy lifecycle lying_worker red_team)
 modules=(virtio_pci virtio_blk squashfs overlay)
 mirror=http://deb.debian.org
 
