@@ -1,10 +1,12 @@
 //! The kernel at large: its large and rare interfaces, other ways into it, and the machine.
 #![forbid(unsafe_code)]
 
-use super::kernel::{self as raw, Gain, call};
-use super::{
-    Attempt, First, alone, capabilities, filtered, kernel, limits, needed, pid_namespace, refused,
-};
+#[cfg(target_arch = "x86_64")]
+use super::kernel::Gain;
+use super::kernel::{self as raw, call};
+use super::{Attempt, alone, capabilities, filtered, kernel, limits, pid_namespace};
+#[cfg(target_arch = "x86_64")]
+use super::{First, needed, refused};
 
 const ANOTHER_DOOR: &str = "another way to calls that the other layers refuse as they always do";
 

@@ -4,13 +4,17 @@
 //! will use (Spectre variant 2 between processes); the kernel puts a barrier between them.
 #![expect(unsafe_code, reason = "prctl has no safe wrapper for this option")]
 
+// From linux/prctl.h; the same for every processor, but libc has them for some only.
+const PR_SET_SPECULATION_CTRL: libc::c_int = 53;
+const PR_SPEC_INDIRECT_BRANCH: libc::c_ulong = 1;
+const PR_SPEC_FORCE_DISABLE: libc::c_ulong = 1 << 3;
+
 /// Whether the processor and the kernel's settings let a process have it. For ever: it can't
 /// be lifted again, and is inherited.
 pub(super) fn separate_branch_predictions() -> bool {
-    let force = libc::c_ulong::from(libc::PR_SPEC_FORCE_DISABLE);
     // SAFETY: the option takes numbers and touches no memory of ours.
     let result = unsafe {
-        libc::prctl(libc::PR_SET_SPECULATION_CTRL, libc::PR_SPEC_INDIRECT_BRANCH, force, 0, 0)
+        libc::prctl(PR_SET_SPECULATION_CTRL, PR_SPEC_INDIRECT_BRANCH, PR_SPEC_FORCE_DISABLE, 0, 0)
     };
     result == 0
 }
