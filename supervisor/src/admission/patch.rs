@@ -208,6 +208,17 @@ mod tests {
     }
 
     #[test]
+    fn a_number_of_many_digits_is_not_its_neighbour() {
+        // The nearest 64-bit float is written so; a fast reading of that is another one.
+        let number = "4.0777777777013707e21";
+        let patch = between(strict("{}"), strict(&format!(r#"{{"n":{number}}}"#))).unwrap();
+        let patch = String::from_utf8(STANDARD.decode(patch).unwrap()).unwrap();
+        let written = patch.split("\"value\":").nth(1).unwrap().trim_end_matches("}]");
+        assert_eq!(written.replace('+', ""), number);
+        assert_leads_there("{}", r#"{"n":4077777777701370645551,"m":[77777.77777773,5e-324]}"#);
+    }
+
+    #[test]
     fn keys_with_pointer_syntax_are_escaped() {
         assert_leads_there(r#"{"a/b~c":1,"":2,"~1":3}"#, r#"{"a/b~c":2,"":[],"~0":3}"#);
     }
