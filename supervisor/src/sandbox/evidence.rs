@@ -72,6 +72,9 @@ const SETTLING_TIME_MAX: Duration = Duration::from_secs(1);
 /// Between two looks at a worker that is locking itself up.
 const SETTLING_PAUSE: Duration = Duration::from_millis(2);
 
+/// What is shown of a name; the longest one of a policy has 253 bytes.
+const SHOWN_CHARS_MAX: usize = 256;
+
 /// What workers are compared with.
 #[derive(Debug)]
 pub(crate) struct Observer {
@@ -168,21 +171,17 @@ impl Observer {
         }
     }
 
-    /// Looks at a worker. `None` if the process is gone, or is no worker.
+    /// Looks at a worker. `None` if the process is gone.
     pub(crate) fn look_at(&self, pid: Pid) -> Option<Evidence> {
         let process = Proc::of(pid);
         let status = process.text("status").ok()?;
-        let words = process.text("cmdline").ok()?;
-        let words: Vec<_> = words.split('\0').collect();
-        let [_, role, _, works_on, ..] = words.as_slice() else { return None };
+        if field(&status, "State").is_some_and(|state| state.starts_with(['Z', 'X'])) {
+            return None;
+        }
+        let words = fs::read(process.0.join("cmdline")).unwrap_or_default();
         let filters =
             number(&status, "Seccomp_filters").unwrap_or(0).saturating_sub(self.inherited_filters);
-        let phase = match (*role, filters) {
-            ("compile", _) => Phase::Compile,
-            ("serve", 0 | 1) => Phase::Load,
-            ("serve", _) => Phase::Serve,
-            _ => return None,
-        };
+        let (phase, works_on) = identify(&words, filters);
         let control_group = process.text("cgroup").unwrap_or_default();
         let control_group =
             control_group.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
@@ -194,12 +193,12 @@ impl Observer {
         Some(Evidence {
             pid,
             phase,
-            works_on: (*works_on).to_owned(),
+            works_on,
             uid: number(&status, "Uid")?,
             threads: number(&status, "Threads")?,
             descriptors: process.count("fd").ok(),
             private_bytes: private_bytes(&process).ok(),
-            control_group: control_group.to_owned(),
+            control_group: presentable(control_group),
             filters,
             layers,
         })
@@ -236,6 +235,25 @@ impl Observer {
             }
         })
     }
+}
+
+/// What a worker does, and what it works on. The words are where the worker itself can write,
+/// so nothing but names depends on them: who serves has two filters, whatever it says.
+fn identify(words: &[u8], filters: u32) -> (Phase, String) {
+    let text = String::from_utf8_lossy(words);
+    let mut words = text.split('\0').skip(1);
+    let role = words.next().unwrap_or_default();
+    let phase = match filters {
+        2.. => Phase::Serve,
+        _ if role == "serve" => Phase::Load,
+        _ => Phase::Compile,
+    };
+    (phase, presentable(words.nth(1).unwrap_or("?")))
+}
+
+/// A foreign text as it can be shown on a terminal.
+fn presentable(text: &str) -> String {
+    text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_debug).collect()
 }
 
 /// One mount, read-only, and nothing in it.
@@ -323,6 +341,20 @@ mod tests {
         assert_eq!(field(STATUS, "Seccomp"), Some("2"));
         assert_eq!(number(STATUS, "Uid"), Some(65534));
         assert_eq!(field(STATUS, "Secc"), None);
+    }
+
+    #[test]
+    fn what_a_worker_says_of_itself_hides_nothing_and_is_shown_harmlessly() {
+        let worker = b"conclave-worker\0serve\0namespaces\0guard\0";
+        assert_eq!(identify(worker, 2), (Phase::Serve, "guard".to_owned()));
+        assert_eq!(identify(worker, 1).0, Phase::Load);
+        let liar = b"conclave-worker\0compile\0namespaces\0\x1b[2J\xff\ninnocent\0";
+        let (phase, works_on) = identify(liar, 2);
+        assert_eq!(phase, Phase::Serve);
+        assert_eq!(works_on, "\\u{1b}[2J\u{fffd}\\ninnocent");
+        for nothing in [&b""[..], b"\0", &[0xff; 9000]] {
+            assert_eq!(identify(nothing, 2), (Phase::Serve, "?".to_owned()));
+        }
     }
 
     #[test]

@@ -64,7 +64,8 @@ impl Trial {
             (true, false, _) => "no",
             (true, true, Seen::InForce) => "yes",
             (true, true, Seen::Missing) => "NOT SEEN",
-            (true, true, Seen::NotShown | Seen::Hidden) => "yes *",
+            (true, true, Seen::NotShown) => "yes *",
+            (true, true, Seen::Hidden) => "yes ?",
         }
     }
 }
@@ -123,7 +124,8 @@ impl HostReport {
             rows.add_row([layer.name().to_owned(), host].into_iter().chain(cells));
         }
         let mut text = format!(
-            "{rows}\n\n-  not used in this role\n*  reported by the worker; the kernel shows this layer to nobody\n"
+            "{rows}\n\n-  not used in this role\n*  reported by the worker; the kernel shows this layer to nobody\n\
+             ?  reported by the worker; not shown to this user\n"
         );
         let missing = self.missing();
         if missing.is_empty() {
