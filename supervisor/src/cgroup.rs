@@ -78,15 +78,16 @@ impl Delegation {
         if processes.trim() != std::process::id().to_string() {
             return Err(NotDelegated::Shared(own));
         }
-        let daemon = own.join(DAEMON);
-        make(&daemon).map_err(refused)?;
+        let (daemon, workers) = (own.join(DAEMON), own.join(WORKERS));
         // A group with processes of its own gives no controllers to those below.
-        if let Err(error) = fs::write(daemon.join("cgroup.procs"), "0") {
+        let divided = make(&workers)
+            .and_then(|()| make(&daemon))
+            .and_then(|()| fs::write(daemon.join("cgroup.procs"), "0"));
+        if let Err(error) = divided {
             drop(fs::remove_dir(&daemon));
+            drop(fs::remove_dir(&workers));
             return Err(refused(error));
         }
-        let workers = own.join(WORKERS);
-        make(&workers).map_err(refused)?;
         let enabled = |group: &Path, name: &str| {
             fs::write(group.join("cgroup.subtree_control"), format!("+{name}")).is_ok()
         };
