@@ -39,7 +39,7 @@ pub(crate) struct Code {
 /// A policy's module as it was read from its file.
 #[derive(Debug)]
 pub(crate) struct ModuleBytes {
-    bytes: Vec<u8>,
+    bytes: Arc<Vec<u8>>,
     /// SHA-256 of the bytes.
     pub(crate) digest: Sha256Digest,
 }
@@ -67,7 +67,7 @@ impl ModuleBytes {
             return Err(too_large());
         }
         let digest = Sha256Digest::of(&bytes);
-        Ok(Self { bytes, digest })
+        Ok(Self { bytes: Arc::new(bytes), digest })
     }
 }
 
@@ -189,7 +189,8 @@ impl Compiler {
     }
 
     async fn compile(&self, module: &ModuleBytes) -> Result<Code, CompileError> {
-        let source = Image::of(&module.bytes)?;
+        let bytes = Arc::clone(&module.bytes);
+        let source = blocking(move || Image::of(&bytes)).await?;
         let output = Draft::new()?;
         let started = Instant::now();
         let digest = module.digest.to_string();
@@ -206,7 +207,7 @@ impl Compiler {
             process.until(started + self.time_max, request_code).await?;
         // The compiler must be gone before its output is sealed, or it could still write.
         process.end().await;
-        let image = output.seal()?;
+        let image = blocking(|| output.seal()).await?;
         if image.length != code_bytes || code_bytes > CODE_BYTES_MAX {
             return Err(CompileError::WrongLength(image.length));
         }
@@ -219,6 +220,13 @@ impl Compiler {
         );
         Ok(Code { image, metadata, facts, from_cache: false })
     }
+}
+
+/// Does something slow where nobody else waits for it.
+async fn blocking<T: Send + 'static>(
+    action: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    spawn_blocking(action).await?
 }
 
 /// From [`Request::Load`] to [`Reply::Loaded`]: mapping code takes milliseconds.

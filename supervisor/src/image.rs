@@ -4,6 +4,8 @@
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -12,6 +14,13 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 /// `MFD_NOEXEC_SEAL` (Linux 6.3): the file can never be executed. It can still be mapped
 /// executable, which is what the serving workers do.
 const NOEXEC_SEAL: MFdFlags = MFdFlags::from_bits_retain(0x0008);
+
+/// How often sealing is tried, and how long after a failure. The kernel refuses while any
+/// page of the file is in other hands, which may be its own: memory being moved about, or
+/// lists of new pages of a processor that is too busy to be drained of them in the 155 ms
+/// that each attempt waits (`memfd_wait_for_pins`, mm/memfd.c).
+const SEAL_ATTEMPTS: u32 = 20;
+const SEAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// A memory file that is still being written.
 #[derive(Debug)]
@@ -39,7 +48,8 @@ impl Draft {
         Ok(Self(File::from(file)))
     }
 
-    /// Seals what was written by whoever had the descriptor; they must be gone.
+    /// Seals what was written by whoever had the descriptor; they must be gone. This can
+    /// take as long as seconds on a busy machine.
     ///
     /// # Errors
     /// Somebody still has the file mapped for writing.
@@ -50,7 +60,14 @@ impl Draft {
             | SealFlag::F_SEAL_GROW
             | SealFlag::F_SEAL_SHRINK
             | SealFlag::F_SEAL_SEAL;
-        fcntl(&self.0, FcntlArg::F_ADD_SEALS(seals))?;
+        let mut attempts = 1;
+        while let Err(error) = fcntl(&self.0, FcntlArg::F_ADD_SEALS(seals)) {
+            if error != Errno::EBUSY || attempts == SEAL_ATTEMPTS {
+                return Err(error.into());
+            }
+            attempts += 1;
+            thread::sleep(SEAL_PAUSE);
+        }
         Ok(Image { file: self.0.into(), length })
     }
 }
@@ -72,7 +89,7 @@ impl AsFd for Draft {
 }
 
 impl Image {
-    /// A sealed file that holds `bytes`.
+    /// A sealed file that holds `bytes`. As slow as [`Draft::seal`].
     ///
     /// # Errors
     /// No memory, or no descriptor left.
