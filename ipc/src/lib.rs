@@ -23,9 +23,16 @@
 //!     | <-------------------------- Confined - |
 //!     | - Compile ---------------------------> |   reads the module on descriptor 4
 //!     | <------------------ Compiled, Fault -- |   native code is on descriptor 5; exits
+//!
+//! supervisor                                worker (role "snapshot")
+//!     |  exec, descriptors 3, 4 and 5          |
+//!     |  ... as in role "serve" up to Loaded   |
+//!     | - Start -----------------------------> |   runs the guest up to its first read
+//!     | <-------------------- Started, Fault - |   ... or, after a Fault, exits
+//!     |  ... from Evaluate as in role "serve"  |
 //! ```
 //!
-//! In either role a system call outside the filter is the worker's last: the handler of
+//! In every role a system call outside the filter is the worker's last: the handler of
 //! `SIGSYS` says which one it was (Forbidden), and the kernel kills the process.
 //!
 //! A frame is a length (`u32`, little-endian, of the body alone) and a body: one message
@@ -48,7 +55,8 @@ pub const CHANNEL_FD: i32 = 3;
 /// role, the WebAssembly module in the compile role.
 pub const IMAGE_FD: i32 = 4;
 
-/// Where the compile role writes native code: an empty memory file.
+/// A memory file that is the worker's to fill: native code in the compile role, the guest's
+/// linear memory in the snapshot role.
 pub const OUTPUT_FD: i32 = 5;
 
 /// What a worker process is for; its first argument.
@@ -56,8 +64,10 @@ pub const OUTPUT_FD: i32 = 5;
 pub enum Role {
     /// Turns one WebAssembly module into native code, and exits.
     Compile,
-    /// Hosts one policy and evaluates requests, one at a time.
+    /// Hosts one policy and evaluates requests, one at a time, each from the very start.
     Serve,
+    /// Hosts one policy that is started once; every request continues from there.
+    Snapshot,
 }
 
 impl Role {
@@ -67,6 +77,7 @@ impl Role {
         match self {
             Self::Compile => "compile",
             Self::Serve => "serve",
+            Self::Snapshot => "snapshot",
         }
     }
 
@@ -76,6 +87,7 @@ impl Role {
         match word {
             "compile" => Some(Self::Compile),
             "serve" => Some(Self::Serve),
+            "snapshot" => Some(Self::Snapshot),
             _ => None,
         }
     }

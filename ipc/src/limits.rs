@@ -67,6 +67,9 @@ pub const GUEST_STACK_BYTES: usize = 512 << 10;
 /// Elements of one table. Go and Rust modules have a few thousand.
 pub const TABLE_ELEMENTS_MAX: usize = 1 << 20;
 
+/// Mutable globals of a module whose instances are set back. Go has 8, Rust and C have 1 to 3.
+pub const GLOBALS_MAX: usize = 256;
+
 /// Private writable memory of a serving worker beyond its guest's linear memory: the
 /// engine's own data, and a request and a response that are copied in and out.
 pub const SERVE_OVERHEAD_BYTES: u64 = 512 << 20;

@@ -17,7 +17,16 @@ pub enum Request<'a> {
     /// Serve role, once, after [`Reply::Confined`]: host the code on descriptor 4.
     /// Answered by [`Reply::Loaded`] or [`Reply::Fault`].
     Load(Load<'a>),
-    /// Serve role, any time after [`Reply::Loaded`] when no evaluation is under way.
+    /// Snapshot role, once, after [`Reply::Loaded`]: start the guest and keep its state, from
+    /// which every evaluation will continue. Answered by [`Reply::Started`] or
+    /// [`Reply::Fault`].
+    Start {
+        /// A request that the guest judges for practice: the text of one JSON value. What a
+        /// waPC guest sets up on its first request becomes part of its state.
+        warmup: Option<&'a [u8]>,
+    },
+    /// Serve role, any time after [`Reply::Loaded`] when no evaluation is under way; snapshot
+    /// role, after [`Reply::Started`].
     /// Answered by exactly one [`Reply::Verdict`], [`Reply::Failure`] or [`Reply::Fault`].
     Evaluate {
         /// Names the evaluation in every reply about it.
@@ -80,6 +89,13 @@ pub enum Reply<'a> {
     },
     /// The code is mapped and the serving filter is on.
     Loaded(Confinement),
+    /// The guest is started and its state kept.
+    Started {
+        /// How long that took, in microseconds, without the practice.
+        start_micros: u32,
+        /// Linear memory of the guest, in bytes.
+        memory_bytes: u64,
+    },
     /// The guest has answered.
     Verdict {
         /// The evaluation it belongs to.
@@ -154,6 +170,7 @@ impl Reply<'_> {
             Self::Confined(_) => "Confined",
             Self::Compiled { .. } => "Compiled",
             Self::Loaded(_) => "Loaded",
+            Self::Started { .. } => "Started",
             Self::Verdict { .. } => "Verdict",
             Self::Failure { .. } => "Failure",
             Self::Fault { .. } => "Fault",
@@ -181,6 +198,44 @@ pub struct ModuleFacts {
     pub shape: ModuleShape,
     /// Whether a start section makes instantiation run guest code.
     pub runs_at_instantiation: bool,
+    /// Why an instance can't be set back to an earlier state, if so.
+    pub obstacle: Option<Obstacle>,
+}
+
+/// Why an instance of a module can't be set back to an earlier state: that restores linear
+/// memory and the values of globals, and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum Obstacle {
+    /// It does not define and export a memory named `memory`.
+    Memory,
+    /// It has instructions that change a table.
+    Table,
+    /// It has instructions that drop a segment.
+    Segment,
+    /// A mutable global holds a reference, is imported, or there are more than
+    /// [`crate::limits::GLOBALS_MAX`].
+    Global,
+    /// It exports a name that is needed here.
+    Name,
+    /// It is a command that can't be told when it ends: it does not import `proc_exit`.
+    Exit,
+}
+
+impl Obstacle {
+    /// What stands in the way, for logs.
+    #[must_use]
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Self::Memory => "it does not define and export a memory named \"memory\"",
+            Self::Table => "it has instructions that change a table",
+            Self::Segment => "it has instructions that drop a segment",
+            Self::Global => {
+                "a mutable global holds a reference or is imported, or there are too many"
+            }
+            Self::Name => "it exports a name that begins with \"conclave:\"",
+            Self::Exit => "it does not import proc_exit",
+        }
+    }
 }
 
 /// What a module's exports say about its contract.
@@ -218,6 +273,9 @@ pub enum FaultClass {
     BadCode,
     /// The module can't be instantiated: imports, exports, sizes.
     Link,
+    /// The guest has done something before its first read that must be done for every
+    /// request, or never gets there.
+    Snapshot,
     /// The guest trapped.
     Trap,
     /// The guest asked for more linear memory than it may have.
@@ -239,6 +297,7 @@ impl FaultClass {
             Self::BadModule => "bad module",
             Self::BadCode => "bad code",
             Self::Link => "link",
+            Self::Snapshot => "snapshot",
             Self::Trap => "trap",
             Self::Memory => "memory",
             Self::Stack => "stack",

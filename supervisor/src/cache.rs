@@ -244,7 +244,7 @@ fn decode_facts(bytes: [u8; FACTS_BYTES]) -> Option<(ModuleFacts, Option<usize>)
     if length.is_some_and(|length| length > METADATA_BYTES_MAX) {
         return None;
     }
-    Some((ModuleFacts { shape, runs_at_instantiation: runs != 0 }, length))
+    Some((ModuleFacts { shape, runs_at_instantiation: runs != 0, obstacle: None }, length))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -261,7 +261,11 @@ mod tests {
         Code {
             image: Image::of(b"native code").unwrap(),
             metadata: Some(b"{}".to_vec()),
-            facts: ModuleFacts { shape: ModuleShape::Wapc, runs_at_instantiation: true },
+            facts: ModuleFacts {
+                shape: ModuleShape::Wapc,
+                runs_at_instantiation: true,
+                obstacle: None,
+            },
             from_cache: false,
         }
     }

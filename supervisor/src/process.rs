@@ -186,7 +186,7 @@ impl Process {
         let guard = spawner.living().enter();
         let phase = match start.role {
             Role::Compile => Phase::Compile,
-            Role::Serve => Phase::Load,
+            Role::Serve | Role::Snapshot => Phase::Load,
         };
         let mut process =
             Self::adopt(spawned, guard, phase, start.group.cloned()).map_err(WorkerError::Spawn)?;

@@ -131,7 +131,7 @@ impl Liar<'_> {
                 }
                 // To a host call that nobody has waited for.
                 Ok(Request::HostAnswer(_)) => continue,
-                Ok(Request::Compile) | Err(_) => return,
+                Ok(Request::Compile | Request::Start { .. }) | Err(_) => return,
             };
             self.at(stage, honest);
             if stage == "validate" && self.script.stage == "idle" {

@@ -99,7 +99,7 @@ fn run() -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     match arguments.role {
         Role::Compile => compile(&orders, &confined, &mut channel),
-        Role::Serve => serve(&orders, confined, &mut channel),
+        Role::Serve | Role::Snapshot => serve(&orders, confined, &mut channel),
     }
 }
 
@@ -117,7 +117,8 @@ fn compile(orders: &Orders, confined: &Confined, channel: &mut Channel) -> Resul
     let mut output = ManuallyDrop::new(confined.output().ok_or("no output")?);
     output.write_all(orders.text.as_bytes()).map_err(|error| error.to_string())?;
     let metadata = harness::metadata("kubewarden-wapc");
-    let facts = ModuleFacts { shape: ModuleShape::Wapc, runs_at_instantiation: false };
+    let facts =
+        ModuleFacts { shape: ModuleShape::Wapc, runs_at_instantiation: false, obstacle: None };
     let compiled = Reply::Compiled {
         code_bytes: orders.text.len() as u64,
         metadata: Some(metadata.as_bytes()),

@@ -22,7 +22,12 @@ struct BadModule(String);
 pub(crate) fn run(confined: &Confined, engine: &Engine, channel: &mut Channel) -> WorkerExit {
     match channel.receive() {
         Ok(Request::Compile) => {}
-        Ok(Request::Load(_) | Request::Evaluate { .. } | Request::HostAnswer(_)) => {
+        Ok(
+            Request::Load(_)
+            | Request::Start { .. }
+            | Request::Evaluate { .. }
+            | Request::HostAnswer(_),
+        ) => {
             return WorkerExit::ProtocolViolation;
         }
         Err(error) => return exit_for(&error),
@@ -114,5 +119,5 @@ fn facts(module: &[u8]) -> Result<(Option<&[u8]>, ModuleFacts), BadModule> {
         (false, false, true) => ModuleShape::Wasi,
         (false, false, false) => ModuleShape::Unknown,
     };
-    Ok((metadata, ModuleFacts { shape, runs_at_instantiation }))
+    Ok((metadata, ModuleFacts { shape, runs_at_instantiation, obstacle: None }))
 }

@@ -178,7 +178,7 @@ pub fn lock(arguments: &Arguments, ladder: &impl Ladder) -> Result<Confined, Con
             layers = layers.union(deny_write_execute(ladder)?);
             Filter::Compile
         }
-        Role::Serve => Filter::Load,
+        Role::Serve | Role::Snapshot => Filter::Load,
     };
     // Last: the steps above need calls that no filter allows.
     if ladder.has(Layer::SyscallFilter) {

@@ -63,7 +63,7 @@ pub fn descend(ladder: &impl Ladder) -> WorkerExit {
     }
     match arguments.role {
         Role::Compile => compile::run(&confined, &engine, &mut channel),
-        Role::Serve => load_and_serve(confined, &engine, channel, ladder),
+        Role::Serve | Role::Snapshot => load_and_serve(confined, &engine, channel, ladder),
     }
 }
 

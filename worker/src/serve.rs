@@ -43,7 +43,12 @@ pub(crate) fn load(
             memory_bytes_max: load.memory_bytes_max,
             seal_code: load.seal_code,
         }),
-        Ok(Request::Compile | Request::Evaluate { .. } | Request::HostAnswer(_)) => {
+        Ok(
+            Request::Compile
+            | Request::Start { .. }
+            | Request::Evaluate { .. }
+            | Request::HostAnswer(_),
+        ) => {
             return Err(WorkerExit::ProtocolViolation);
         }
         Err(error) => return Err(exit_for(&error)),

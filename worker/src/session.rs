@@ -87,7 +87,10 @@ impl Session {
         let mut state = self.state();
         let (id, taken) = match state.channel.receive()? {
             Request::Evaluate { id, operation } => (id, take(operation)),
-            Request::Compile | Request::Load(_) | Request::HostAnswer(_) => return Ok(None),
+            Request::Compile
+            | Request::Load(_)
+            | Request::Start { .. }
+            | Request::HostAnswer(_) => return Ok(None),
         };
         state.evaluation = Some(id);
         state.host_calls = 0;
@@ -221,9 +224,10 @@ impl State {
         match self.channel.receive()? {
             Request::HostAnswer(answer) => Ok(answer.map(<[u8]>::to_vec).map_err(str::to_owned)),
             // The supervisor never does this; a closed channel is the way out.
-            Request::Compile | Request::Load(_) | Request::Evaluate { .. } => {
-                Err(ChannelError::Closed)
-            }
+            Request::Compile
+            | Request::Load(_)
+            | Request::Start { .. }
+            | Request::Evaluate { .. } => Err(ChannelError::Closed),
         }
     }
 }

@@ -109,7 +109,8 @@ impl Frames {
             bytes => vec![b' '; bytes.parse().unwrap_or_else(|_| panic!("{argument}"))],
         };
         let code_bytes = length.parse().unwrap_or(self.code_bytes);
-        let facts = ModuleFacts { shape: ModuleShape::Wapc, runs_at_instantiation: false };
+        let facts =
+            ModuleFacts { shape: ModuleShape::Wapc, runs_at_instantiation: false, obstacle: None };
         push(out, &Reply::Compiled { code_bytes, metadata: Some(&metadata), facts });
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn limit(role: Role) -> io::Result<()> {
     let (file_bytes, data_bytes) = match role {
         Role::Compile => (CODE_BYTES_MAX, COMPILE_MEMORY_BYTES),
         // What the largest guest may have: it can only become less.
-        Role::Serve => (0, GUEST_MEMORY_BYTES_CEILING + SERVE_OVERHEAD_BYTES),
+        Role::Serve | Role::Snapshot => (0, GUEST_MEMORY_BYTES_CEILING + SERVE_OVERHEAD_BYTES),
     };
     let limits = [
         (Resource::RLIMIT_CORE, 0),
