@@ -48,6 +48,8 @@ pub struct Load<'a> {
     /// Whether instantiation runs guest code, see [`ModuleFacts`]; such a module is
     /// instantiated when a request is there, others one ahead.
     pub runs_at_instantiation: bool,
+    /// Whether an instance can be set back to an earlier state, see [`ModuleFacts::obstacle`].
+    pub can_be_set_back: bool,
     /// Linear memory of the guest, in bytes; a growth beyond ends the evaluation.
     pub memory_bytes_max: u64,
     /// Whether the code is to be sealed in its place. The supervisor has tried: a filter of

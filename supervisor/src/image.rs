@@ -48,6 +48,16 @@ impl Draft {
         Ok(Self(File::from(file)))
     }
 
+    /// A memory file of zeros, in bytes. It takes no memory until something is written to it.
+    ///
+    /// # Errors
+    /// No memory, or no descriptor left.
+    pub(crate) fn with_length(length: u64) -> io::Result<Self> {
+        let draft = Self::new()?;
+        draft.0.set_len(length)?;
+        Ok(draft)
+    }
+
     /// Seals what was written by whoever had the descriptor; they must be gone. This can
     /// take as long as seconds on a busy machine.
     ///

@@ -114,7 +114,7 @@ fn compile(orders: &Orders, confined: &Confined, channel: &mut Channel) -> Resul
     if let Some(attempt) = &orders.attempt {
         return channel.send(&fault(&outcome(attempt))).map_err(|error| error.to_string());
     }
-    let mut output = ManuallyDrop::new(confined.output().ok_or("no output")?);
+    let mut output = ManuallyDrop::new(confined.output().map_err(|error| error.to_string())?);
     output.write_all(orders.text.as_bytes()).map_err(|error| error.to_string())?;
     let metadata = harness::metadata("kubewarden-wapc");
     let facts =

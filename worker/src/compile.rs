@@ -16,6 +16,11 @@ use crate::{Channel, exit_for};
 /// The custom section that holds a policy's metadata; the first one counts.
 const METADATA_SECTION: &str = "io.kubewarden.metadata";
 
+/// The name under which the `index`th mutable global is exported.
+pub(crate) fn exported_global(index: usize) -> String {
+    format!("conclave:global/{index}")
+}
+
 /// Why there is no native code.
 struct BadModule(String);
 
@@ -64,9 +69,9 @@ fn compile(confined: &Confined, engine: &Engine) -> Result<(Vec<u8>, u64), BadMo
     }
     let code =
         engine.precompile_module(&module).map_err(|error| BadModule(format!("{error:#}")))?;
-    let Some(mut output) = confined.output() else {
-        return Err(BadModule("no output to compile to".to_owned()));
-    };
+    let mut output = confined
+        .output()
+        .map_err(|error| BadModule(format!("no output to compile to: {error}")))?;
     output.write_all(&code).map_err(|error| BadModule(format!("can't write the code: {error}")))?;
     Ok((module, code.len() as u64))
 }

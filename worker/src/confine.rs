@@ -210,10 +210,18 @@ impl Confined {
         descriptors::image()
     }
 
-    /// Where the compile role writes its result.
+    /// What the process is for.
     #[must_use]
-    pub fn output(&self) -> Option<File> {
-        matches!(self.role, Role::Compile).then(descriptors::output)
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The memory file that is the worker's to fill, once.
+    ///
+    /// # Errors
+    /// The supervisor passed none.
+    pub fn output(&self) -> io::Result<File> {
+        descriptors::output()
     }
 
     /// Closes the door behind the loaded code: from here on nothing executable can be

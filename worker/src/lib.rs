@@ -22,10 +22,18 @@ use conclave_ipc::message::{FaultClass, Reply};
 use conclave_ipc::{Role, limits};
 
 use confine::{Arguments, Complete, Confined, Ladder};
+use policy::arena::Arena;
 
 pub use allocator::BoundedAllocator;
 pub use end::end;
-pub use policy::engine::new as engine;
+
+/// The engine as the compile role has it.
+///
+/// # Errors
+/// The processor is not supported.
+pub fn engine() -> wasmtime::Result<wasmtime::Engine> {
+    policy::engine::new(None)
+}
 
 /// The worker's end of the channel, over the real socket.
 type Channel = WorkerEnd<UnixStream>;
@@ -49,9 +57,8 @@ pub fn descend(ladder: &impl Ladder) -> WorkerExit {
     let mut channel = WorkerEnd::new(socket);
     // The engine is made first: it looks at the machine (processor features, the page
     // map) through files that are gone further down. It has seen nothing foreign.
-    let engine = match engine() {
-        // Its memory goes with the process: what unmaps it would need system calls.
-        Ok(engine) => ManuallyDrop::new(engine),
+    let (engine, arena) = match machine(arguments.role) {
+        Ok(machine) => machine,
         Err(error) => return give_up(&mut channel, &format!("engine: {error:#}")),
     };
     let confined = match confine::lock(&arguments, ladder) {
@@ -61,26 +68,44 @@ pub fn descend(ladder: &impl Ladder) -> WorkerExit {
     if let Err(error) = channel.send(&Reply::Confined(confined.report())) {
         return exit_for(&error);
     }
-    match arguments.role {
-        Role::Compile => compile::run(&confined, &engine, &mut channel),
-        Role::Serve | Role::Snapshot => load_and_serve(confined, &engine, channel, ladder),
+    match arena {
+        None => compile::run(&confined, &engine, &mut channel),
+        Some(arena) => load_and_serve(confined, &engine, arena, channel, ladder),
     }
+}
+
+/// The engine, and linear memory for a role that runs guests. Neither is ever dropped: what
+/// unmaps them would need system calls.
+fn machine(
+    role: Role,
+) -> wasmtime::Result<(ManuallyDrop<wasmtime::Engine>, Option<&'static Arena>)> {
+    let arena = match role {
+        Role::Compile => None,
+        Role::Serve | Role::Snapshot => Some(Arena::reserve()?),
+    };
+    let engine = ManuallyDrop::new(policy::engine::new(arena)?);
+    if arena.is_some() {
+        policy::arena::note_writes()?;
+    }
+    Ok((engine, arena))
 }
 
 fn load_and_serve(
     confined: Confined,
     engine: &wasmtime::Engine,
+    arena: &'static Arena,
     mut channel: Channel,
     ladder: &impl Ladder,
 ) -> WorkerExit {
     // Never dropped: the code is sealed where it lies.
-    let loaded = match serve::load(&confined, engine, &mut channel) {
+    let loaded = match serve::load(&confined, engine, arena, &mut channel) {
         Ok(loaded) => ManuallyDrop::new(loaded),
         Err(exit) => return exit,
     };
     let data_bytes_max = loaded.memory_bytes_max.saturating_add(limits::SERVE_OVERHEAD_BYTES);
+    let role = confined.role();
     match confined.seal(data_bytes_max, loaded.code_to_seal(), ladder) {
-        Ok(sealed) => serve::run(&sealed, loaded, channel),
+        Ok(sealed) => serve::run(&sealed, role, loaded, channel),
         Err(error) => give_up(&mut channel, &error.to_string()),
     }
 }

@@ -1,26 +1,34 @@
 //! One policy: its code, its settings, and a fresh instance for every request.
 
+pub(crate) mod arena;
 pub(crate) mod engine;
 mod guest;
+mod instance;
 mod memory;
 mod preview1;
+mod stack;
 mod wapc;
 mod wasi;
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use ::wapc::WapcHost;
+use conclave_ipc::exit::WorkerExit;
 use conclave_ipc::limits::MESSAGE_BYTES_MAX;
 use conclave_ipc::message::{Contract, FaultClass, Load, Operation};
-use wasmtime::{
-    Engine, Instance, InstancePre, Linker, Module, PoolConcurrencyLimitError, Store, Trap,
-};
+use wasmtime::{Engine, InstancePre, Linker, Module, Store, Trap};
 
 use crate::confine::Confined;
-use crate::session::Session;
+use crate::end;
+use crate::session::{Session, Stage};
 
+use arena::Arena;
 use guest::Guest;
+use instance::Live;
+use wapc::{Conversation, Shared, locked};
+use wasi::Parked;
 
 /// Something broke; the worker ends after telling.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +46,6 @@ impl Fault {
     fn of_guest(error: &wasmtime::Error, session: &Session) -> Self {
         if let Some(breach) = session.take_breach() {
             return Self { class: breach.class, message: breach.message };
-        }
-        if error.is::<PoolConcurrencyLimitError>() {
-            // The pool has room for one instance, but for no heap beside its memory.
-            return Self::new(FaultClass::Link, "references to host objects are not available");
         }
         match error.downcast_ref::<Trap>() {
             Some(trap @ Trap::StackOverflow) => Self::new(FaultClass::Stack, trap.to_string()),
@@ -71,7 +75,7 @@ pub(crate) enum Outcome {
 }
 
 /// What one evaluation asks the guest, as the guest will read it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Job {
     question: Question,
     payload: Vec<u8>,
@@ -105,6 +109,9 @@ pub(crate) struct Template {
     settings: Vec<u8>,
     memory_bytes_max: usize,
     runs_at_instantiation: bool,
+    arena: &'static Arena,
+    /// Whether an instance can be set back to an earlier state.
+    can_be_set_back: bool,
 }
 
 impl fmt::Debug for Template {
@@ -118,6 +125,7 @@ impl Template {
     pub(crate) fn load(
         confined: &Confined,
         engine: &Engine,
+        arena: &'static Arena,
         load: &Load<'_>,
     ) -> Result<Self, Fault> {
         let module = engine::map_code(confined, engine)
@@ -129,7 +137,13 @@ impl Template {
         };
         linked.map_err(|error| Fault::new(FaultClass::Link, format!("{error:#}")))?;
         require_export(&module, load.contract)?;
-        require_room(&module, load.memory_bytes_max)?;
+        let memory_bytes_max = usize::try_from(load.memory_bytes_max).unwrap_or(usize::MAX);
+        let declared = require_room(&module, load.memory_bytes_max)?;
+        // What has no memory has no state in a file.
+        let can_be_set_back = load.can_be_set_back && declared > 0;
+        let file = can_be_set_back.then(|| confined.output()).transpose();
+        file.and_then(|file| arena.back(file, memory_bytes_max))
+            .map_err(|error| Fault::new(FaultClass::Memory, format!("linear memory: {error}")))?;
         let pre = linker
             .instantiate_pre(&module)
             .map_err(|error| Fault::new(FaultClass::Link, format!("{error:#}")))?;
@@ -137,13 +151,19 @@ impl Template {
             contract: load.contract,
             pre,
             settings: load.settings.to_vec(),
-            memory_bytes_max: usize::try_from(load.memory_bytes_max).unwrap_or(usize::MAX),
+            memory_bytes_max,
             runs_at_instantiation: load.runs_at_instantiation,
+            arena,
+            can_be_set_back,
         })
     }
-}
 
-impl Template {
+    /// Whether an instance that has answered is set back to the moment when it had run nothing.
+    /// One with a start section has run by then.
+    fn is_set_back_to_nothing(&self) -> bool {
+        self.can_be_set_back && !self.runs_at_instantiation
+    }
+
     /// Where the native code lies.
     pub(crate) fn code(&self) -> Range<*const u8> {
         self.pre.module().image_range()
@@ -164,13 +184,14 @@ fn require_export(module: &Module, contract: Contract) -> Result<(), Fault> {
     }
 }
 
-/// Instantiation would fail for want of memory before it asked for the limit.
-fn require_room(module: &Module, memory_bytes_max: u64) -> Result<(), Fault> {
+/// The linear memory that the module declares, in bytes, if it may have so much: instantiation
+/// would fail for want of memory before it asked for the limit.
+fn require_room(module: &Module, memory_bytes_max: u64) -> Result<u64, Fault> {
     const PAGE_BYTES: u64 = 64 << 10;
     let pages = module.resources_required().max_initial_memory_size.unwrap_or(0);
     let declared = pages.saturating_mul(PAGE_BYTES);
     if declared <= memory_bytes_max {
-        return Ok(());
+        return Ok(declared);
     }
     let message = format!(
         "memory limit of {memory_bytes_max} bytes exceeded: the module declares {declared} from the start"
@@ -178,68 +199,183 @@ fn require_room(module: &Module, memory_bytes_max: u64) -> Result<(), Fault> {
     Err(Fault::new(FaultClass::Memory, message))
 }
 
-/// A fresh instance that has run nothing.
-struct Fresh {
-    store: Store<Guest>,
-    instance: Instance,
-}
-
-/// What is left of an instance that answered; it is only dropped.
-#[expect(dead_code, reason = "held to be dropped later, off the critical path")]
-enum Used {
-    Wapc(WapcHost),
-    Wasi(Store<Guest>),
-    Nothing,
-}
-
 /// The policy at work.
+#[derive(Debug)]
 pub(crate) struct Policy {
     template: Template,
     session: Session,
-    fresh: Option<Fresh>,
-    used: Used,
+    guest: Held,
+}
+
+/// What stands ready for the next job.
+#[derive(Debug)]
+enum Held {
+    /// Nothing: it is instantiated when it is needed.
+    Nothing,
+    /// An instance that has run nothing, or was set back to that.
+    Fresh(Shared),
+    /// An instance that has initialised itself, and is set back to that.
+    Initialised(Shared, Conversation),
+    /// A command at its first read.
+    Parked(Parked),
+}
+
+/// What starting a guest has come to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Started {
+    /// How long it took, without the practice.
+    pub(crate) took: Duration,
+    /// Linear memory, in bytes.
+    pub(crate) memory_bytes: usize,
 }
 
 impl Policy {
     pub(crate) fn new(template: Template, session: Session) -> Self {
-        Self { template, session, fresh: None, used: Used::Nothing }
+        Self { template, session, guest: Held::Nothing }
     }
 
     pub(crate) fn settings(&self) -> &[u8] {
         &self.template.settings
     }
 
-    /// Clears up after the last request and instantiates for the next one, as far as
-    /// that runs no guest code. A failure shows again when the request is there.
+    /// Sets back what the last request used, or instantiates for the next one as far as that
+    /// runs no guest code. A failure shows again when the request is there.
     pub(crate) fn prepare(&mut self) {
-        self.used = Used::Nothing;
-        if self.fresh.is_none() && !self.template.runs_at_instantiation {
-            self.fresh = self.instantiate().ok();
+        let arena = self.template.arena;
+        let set_back = match &self.guest {
+            Held::Fresh(live) if self.template.is_set_back_to_nothing() => {
+                locked(live).set_back(arena)
+            }
+            Held::Initialised(live, _) => locked(live).set_back(arena),
+            Held::Parked(parked) => parked.set_back(),
+            Held::Nothing | Held::Fresh(_) => {
+                // One at a time: there is room for one memory.
+                self.guest = Held::Nothing;
+                if !self.template.runs_at_instantiation {
+                    self.guest = self.fresh().map_or(Held::Nothing, Held::Fresh);
+                }
+                return;
+            }
+        };
+        if set_back.is_err() {
+            // The kernel had no memory for it, and nobody can go on from a state in between.
+            end(WorkerExit::OutOfMemory);
         }
     }
 
-    /// Answers one job with a fresh instance that never answers another.
-    pub(crate) fn evaluate(&mut self, job: &Job) -> Outcome {
-        let fresh = match self.fresh.take().map_or_else(|| self.instantiate(), Ok) {
-            Ok(fresh) => fresh,
+    /// Starts the guest, once, and keeps the state that every job continues from.
+    ///
+    /// # Errors
+    /// It can't be kept, or not be set back to it. The guest is of no more use.
+    pub(crate) fn start(&mut self, practice: Option<&Job>) -> Result<Started, Fault> {
+        if !self.template.can_be_set_back {
+            return Err(Fault::new(FaultClass::Snapshot, "it can't be set back"));
+        }
+        let arena = self.template.arena;
+        let began = Instant::now();
+        self.session.enter(Stage::Starting);
+        let live = self.instantiate()?;
+        let took = match self.template.contract {
+            Contract::Wasi => {
+                self.guest = Held::Parked(Parked::start(live, arena, &self.session)?);
+                began.elapsed()
+            }
+            Contract::Wapc => {
+                let live = Arc::new(Mutex::new(live));
+                let conversation = Conversation::begin(&live, &self.session).map_err(unready)?;
+                self.session.unless_premature()?;
+                let took = began.elapsed();
+                self.session.enter(Stage::Practising);
+                if let Some(job) = practice {
+                    self.practise(conversation.ask(job))?;
+                    if self.session.has_called_host() {
+                        return Err(Fault::new(
+                            FaultClass::Snapshot,
+                            "it makes a host call in its practice",
+                        ));
+                    }
+                }
+                locked(&live).keep(arena).map_err(|error| {
+                    Fault::new(FaultClass::Snapshot, format!("its state can't be kept: {error}"))
+                })?;
+                self.guest = Held::Initialised(live, conversation);
+                took
+            }
+        };
+        // Once more, to learn what it writes to.
+        self.session.enter(Stage::Practising);
+        if let Some(job) = practice {
+            let outcome = self.evaluate(job.clone());
+            self.practise(outcome)?;
+            self.prepare();
+        }
+        Ok(Started { took, memory_bytes: arena.bytes() })
+    }
+
+    /// What a practice has come to does not matter, as long as the guest can go on.
+    fn practise(&self, outcome: Outcome) -> Result<(), Fault> {
+        match outcome {
+            Outcome::Fault(fault) => Err(Fault {
+                class: FaultClass::Snapshot,
+                message: format!("its practice failed: {}", fault.message),
+            }),
+            Outcome::Verdict { .. } | Outcome::Failure(_) => self.session.unless_premature(),
+        }
+    }
+
+    /// Answers one job; what it leaves behind is gone before the next.
+    pub(crate) fn evaluate(&mut self, job: Job) -> Outcome {
+        match &self.guest {
+            Held::Parked(parked) => return parked.evaluate(job),
+            Held::Initialised(_, conversation) => return conversation.ask(&job),
+            Held::Fresh(_) | Held::Nothing => {}
+        }
+        let live = match std::mem::replace(&mut self.guest, Held::Nothing) {
+            Held::Fresh(live) => Ok(live),
+            _ => self.fresh(),
+        };
+        let live = match live {
+            Ok(live) => live,
             Err(fault) => return Outcome::Fault(fault),
         };
-        let (outcome, used) = match self.template.contract {
-            Contract::Wapc => wapc::evaluate(fresh, &self.session, job),
-            Contract::Wasi => wasi::evaluate(fresh, &self.session, job),
+        let outcome = match self.template.contract {
+            Contract::Wapc => match Conversation::begin(&live, &self.session) {
+                Ok(conversation) => conversation.ask(&job),
+                Err(outcome) => outcome,
+            },
+            Contract::Wasi => wasi::evaluate(&mut locked(&live), &self.session, &job),
         };
-        self.used = used;
+        self.guest = Held::Fresh(live);
         outcome
     }
 
-    fn instantiate(&self) -> Result<Fresh, Fault> {
+    /// An instance that has run nothing, except for a start section.
+    fn fresh(&self) -> Result<Shared, Fault> {
+        let mut live = self.instantiate()?;
+        if self.template.is_set_back_to_nothing() {
+            live.keep(self.template.arena)
+                .map_err(|error| Fault::new(FaultClass::Memory, error.to_string()))?;
+        }
+        Ok(Arc::new(Mutex::new(live)))
+    }
+
+    fn instantiate(&self) -> Result<Live, Fault> {
         let guest = Guest::new(self.session.clone(), self.template.memory_bytes_max);
         let mut store = Store::new(self.template.pre.module().engine(), guest);
         store.limiter(|guest| guest);
         match self.template.pre.instantiate(&mut store) {
-            Ok(instance) => Ok(Fresh { store, instance }),
+            Ok(instance) => Ok(Live::new(store, instance)),
             Err(error) => Err(Fault::of_guest(&error, &self.session)),
         }
+    }
+}
+
+/// Why a guest that failed to initialise itself can't be started.
+fn unready(outcome: Outcome) -> Fault {
+    match outcome {
+        Outcome::Fault(fault) => fault,
+        Outcome::Failure(message) => Fault::new(FaultClass::Snapshot, message),
+        Outcome::Verdict { .. } => Fault::new(FaultClass::Snapshot, "it answers unasked"),
     }
 }
 

@@ -1,4 +1,5 @@
-//! The serve role: load one policy, then receive, evaluate, send.
+//! The serve and snapshot roles: load one policy, in the latter start it, then receive,
+//! evaluate, send.
 #![forbid(unsafe_code)]
 
 use std::mem::ManuallyDrop;
@@ -6,11 +7,13 @@ use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use conclave_ipc::Role;
 use conclave_ipc::exit::WorkerExit;
-use conclave_ipc::message::{EvaluationId, Reply, Request};
+use conclave_ipc::message::{EvaluationId, Operation, Reply, Request};
 use wasmtime::Engine;
 
 use crate::confine::{Confined, Sealed};
+use crate::policy::arena::Arena;
 use crate::policy::{Fault, Job, Outcome, Policy, Template, describe};
 use crate::session::Session;
 use crate::{Channel, exit_for};
@@ -35,13 +38,12 @@ impl Loaded {
 pub(crate) fn load(
     confined: &Confined,
     engine: &Engine,
+    arena: &'static Arena,
     channel: &mut Channel,
 ) -> Result<Loaded, WorkerExit> {
     let loaded = match channel.receive() {
-        Ok(Request::Load(load)) => Template::load(confined, engine, &load).map(|template| Loaded {
-            template,
-            memory_bytes_max: load.memory_bytes_max,
-            seal_code: load.seal_code,
+        Ok(Request::Load(load)) => Template::load(confined, engine, arena, &load).map(|template| {
+            Loaded { template, memory_bytes_max: load.memory_bytes_max, seal_code: load.seal_code }
         }),
         Ok(
             Request::Compile
@@ -63,6 +65,7 @@ pub(crate) fn load(
 /// and only behind the proof that the serving filter is on.
 pub(crate) fn run(
     sealed: &Sealed,
+    role: Role,
     loaded: ManuallyDrop<Loaded>,
     mut channel: Channel,
 ) -> WorkerExit {
@@ -72,6 +75,11 @@ pub(crate) fn run(
     let session = Session::new(channel);
     let template = ManuallyDrop::into_inner(loaded).template;
     let mut policy = ManuallyDrop::new(Policy::new(template, session.clone()));
+    if role == Role::Snapshot
+        && let Some(exit) = start(&session, &mut policy)
+    {
+        return exit;
+    }
     loop {
         // Off the critical path: the supervisor has its answer already.
         if let Err(error) = session.release() {
@@ -84,12 +92,35 @@ pub(crate) fn run(
             Err(error) => return exit_for(&error),
         };
         let started = Instant::now();
-        let outcome = policy.evaluate(&job);
+        let outcome = policy.evaluate(job);
         if let Some(exit) = answer(&session, id, &outcome, started.elapsed()) {
             return exit;
         }
         // The supervisor may share this processor, and has a client waiting.
         thread::yield_now();
+    }
+}
+
+/// Waits for the order to start the guest and does so; the exit if the worker can't go on.
+fn start(session: &Session, policy: &mut Policy) -> Option<WorkerExit> {
+    let take = |request: &[u8]| Job::new(Operation::Validate(request), policy.settings());
+    let practice = match session.start(take) {
+        Ok(Some(practice)) => practice,
+        Ok(None) => return Some(WorkerExit::ProtocolViolation),
+        Err(error) => return Some(exit_for(&error)),
+    };
+    let started = policy.start(practice.as_ref());
+    let sent = match &started {
+        Ok(started) => session.send(&Reply::Started {
+            start_micros: u32::try_from(started.took.as_micros()).unwrap_or(u32::MAX),
+            memory_bytes: started.memory_bytes as u64,
+        }),
+        Err(fault) => session.send(&fault.reply(None)),
+    };
+    match (sent, started) {
+        (Err(error), _) => Some(exit_for(&error)),
+        (Ok(()), Err(_)) => Some(WorkerExit::Faulted),
+        (Ok(()), Ok(_)) => None,
     }
 }
 

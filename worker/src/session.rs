@@ -12,6 +12,7 @@ use conclave_ipc::limits::{
 use conclave_ipc::message::{EvaluationId, FaultClass, LogStream, Operation, Reply, Request};
 
 use crate::Channel;
+use crate::policy::Fault;
 
 /// Stands in the log for everything that found no room.
 const LOG_IS_FULL: &[u8] = b"(further output of this evaluation is dropped)";
@@ -40,9 +41,21 @@ impl std::error::Error for Breach {}
 #[derive(Clone)]
 pub(crate) struct Session(Arc<Mutex<State>>);
 
+/// What the guest runs for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// For nobody yet: what it does now is done once for all requests, so nothing that somebody
+    /// would learn of may be among it.
+    Starting,
+    /// For nobody: nobody learns of what it does.
+    Practising,
+    /// For a request.
+    Evaluating(EvaluationId),
+}
+
 struct State {
     channel: Channel,
-    evaluation: Option<EvaluationId>,
+    stage: Stage,
     host_calls: u32,
     /// What is left of the evaluation's part of the log; `None` once it was used up.
     log_bytes_left: Option<usize>,
@@ -60,7 +73,7 @@ impl Session {
     pub(crate) fn new(channel: Channel) -> Self {
         Self(Arc::new(Mutex::new(State {
             channel,
-            evaluation: None,
+            stage: Stage::Starting,
             host_calls: 0,
             log_bytes_left: Some(LOG_BYTES_MAX),
             breach: None,
@@ -78,6 +91,21 @@ impl Session {
         self.state().channel.send(reply)
     }
 
+    /// Waits for the order to start, and lets `take` copy what it needs of the practice.
+    /// `None` if the supervisor sent something else.
+    pub(crate) fn start<T>(
+        &self,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Result<Option<Option<T>>, ChannelError> {
+        match self.state().channel.receive()? {
+            Request::Start { warmup } => Ok(Some(warmup.map(take))),
+            Request::Compile
+            | Request::Load(_)
+            | Request::Evaluate { .. }
+            | Request::HostAnswer(_) => Ok(None),
+        }
+    }
+
     /// Waits for the next evaluation and lets `take` copy what it needs of it.
     /// `None` if the supervisor sent something else.
     pub(crate) fn next<T>(
@@ -92,11 +120,33 @@ impl Session {
             | Request::Start { .. }
             | Request::HostAnswer(_) => return Ok(None),
         };
-        state.evaluation = Some(id);
-        state.host_calls = 0;
-        state.log_bytes_left = Some(LOG_BYTES_MAX);
-        state.breach = None;
+        state.enter(Stage::Evaluating(id));
         Ok(Some((id, taken)))
+    }
+
+    /// Says what the guest runs for from now on; all bounds begin anew.
+    pub(crate) fn enter(&self, stage: Stage) {
+        self.state().enter(stage);
+    }
+
+    /// The breach of a guest that does this before it is asked anything, and would have to do it
+    /// for every request.
+    pub(crate) fn premature(&self, deed: &str) -> Breach {
+        let message = format!("{deed} before it is asked anything");
+        self.breach(FaultClass::Snapshot, message)
+    }
+
+    /// Goes on if the guest has done nothing that it would have to do for every request.
+    pub(crate) fn unless_premature(&self) -> Result<(), Fault> {
+        match self.take_breach() {
+            Some(Breach { class, message }) => Err(Fault { class, message }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the guest has asked for anything at this stage.
+    pub(crate) fn has_called_host(&self) -> bool {
+        self.state().host_calls > 0
     }
 
     /// Lets go of the last message.
@@ -136,6 +186,11 @@ impl Session {
     /// Sends guest output to the log, line by line, until the bound is reached.
     pub(crate) fn log(&self, stream: LogStream, text: &[u8]) {
         let mut state = self.state();
+        if state.stage == Stage::Starting {
+            drop(state);
+            self.premature("it writes output");
+            return;
+        }
         let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         for piece in lines.flat_map(|line| line.chunks(LOG_LINE_BYTES_MAX)) {
             if !state.send_output(piece.len(), |id| Reply::Log { id, stream, text: piece }) {
@@ -153,6 +208,10 @@ impl Session {
         payload: &[u8],
     ) -> Result<Result<Vec<u8>, String>, Breach> {
         let mut state = self.state();
+        if state.stage == Stage::Starting {
+            drop(state);
+            return Err(self.premature("it makes a host call"));
+        }
         if (binding, namespace, operation) == TRACING_LOG {
             return Ok(state.trace(payload));
         }
@@ -182,6 +241,13 @@ impl Session {
 }
 
 impl State {
+    fn enter(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.host_calls = 0;
+        self.log_bytes_left = Some(LOG_BYTES_MAX);
+        self.breach = None;
+    }
+
     /// Passes a log record on, as far as the bound on output goes. The guest does not
     /// learn what became of it.
     fn trace(&mut self, record: &[u8]) -> Result<Vec<u8>, String> {
@@ -196,7 +262,7 @@ impl State {
         length: usize,
         message: impl FnOnce(EvaluationId) -> Reply<'a>,
     ) -> bool {
-        let Some(id) = self.evaluation else { return false };
+        let Stage::Evaluating(id) = self.stage else { return false };
         let Some(left) = self.log_bytes_left else { return false };
         self.log_bytes_left = left.checked_sub(log_cost(length));
         let message = match self.log_bytes_left {
@@ -217,8 +283,8 @@ impl State {
         operation: &str,
         payload: &[u8],
     ) -> Result<Result<Vec<u8>, String>, ChannelError> {
-        let Some(id) = self.evaluation else {
-            return Ok(Err("no evaluation is under way".to_owned()));
+        let Stage::Evaluating(id) = self.stage else {
+            return Ok(Err("nothing is available for practice".to_owned()));
         };
         self.channel.send(&Reply::HostCall { id, binding, namespace, operation, payload })?;
         match self.channel.receive()? {

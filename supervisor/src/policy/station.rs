@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::{Blueprint, Busy, Environment, Job, Policy, QUEUE_TIME_MAX};
 use crate::code::{Compiler, request_load};
 use crate::config::PolicySpec;
+use crate::image::Draft;
 use crate::log::shorten;
 use crate::pool::{Action, Event, SlotId};
 use crate::process::{Process, WorkerError};
@@ -38,11 +39,12 @@ pub(super) async fn start_worker(
     spec: &PolicySpec,
 ) -> Result<Process, StartError> {
     let Blueprint { code, contract, group } = blueprint;
+    let memory = Draft::with_length(spec.memory_bytes_max).map_err(WorkerError::Spawn)?;
     let start = Start {
         role: Role::Serve,
         label: spec.name.as_str(),
         image: Some(code.image.as_fd()),
-        output: None,
+        output: Some(memory.as_fd()),
         group: group.as_ref(),
     };
     let (mut process, report) = Process::start(&compiler.spawner, start).await?;
@@ -51,6 +53,7 @@ pub(super) async fn start_worker(
         contract: *contract,
         settings: spec.settings.as_bytes(),
         runs_at_instantiation: code.facts.runs_at_instantiation,
+        can_be_set_back: code.facts.obstacle.is_none(),
         memory_bytes_max: spec.memory_bytes_max,
         seal_code: compiler.spawner.seals_code,
     };

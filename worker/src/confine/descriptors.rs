@@ -1,5 +1,5 @@
-//! The descriptors that the supervisor numbered: 3 the channel, 4 the image, 5 (compile
-//! role only) the output. All others were closed before this program was executed.
+//! The descriptors that the supervisor numbered: 3 the channel, 4 the image, 5 the memory file
+//! to be filled. All others were closed before this program was executed.
 #![expect(unsafe_code, reason = "takes over inherited descriptors by number")]
 
 use std::fs::File;
@@ -19,12 +19,16 @@ static OUTPUT_TAKEN: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// `EBADF` if the supervisor passed none.
 pub(super) fn channel() -> io::Result<UnixStream> {
-    // SAFETY: fcntl with F_GETFD reads a flag and touches no memory.
-    let open = unsafe { libc::fcntl(CHANNEL_FD, libc::F_GETFD) };
-    if open == -1 {
-        return Err(io::Error::last_os_error());
-    }
+    require_open(CHANNEL_FD)?;
     Ok(UnixStream::from(take(CHANNEL_FD, &CHANNEL_TAKEN)))
+}
+
+fn require_open(number: i32) -> io::Result<()> {
+    // SAFETY: fcntl with F_GETFD reads a flag and touches no memory.
+    match unsafe { libc::fcntl(number, libc::F_GETFD) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 /// The image, once.
@@ -32,9 +36,13 @@ pub(super) fn image() -> File {
     File::from(take(IMAGE_FD, &IMAGE_TAKEN))
 }
 
-/// The output of a compilation, once.
-pub(super) fn output() -> File {
-    File::from(take(OUTPUT_FD, &OUTPUT_TAKEN))
+/// The memory file to be filled, once.
+///
+/// # Errors
+/// `EBADF` if the supervisor passed none.
+pub(super) fn output() -> io::Result<File> {
+    require_open(OUTPUT_FD)?;
+    Ok(File::from(take(OUTPUT_FD, &OUTPUT_TAKEN)))
 }
 
 #[expect(clippy::panic, reason = "a second owner of one descriptor would be a bug of ours")]

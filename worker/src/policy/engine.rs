@@ -2,29 +2,19 @@
 //! code fits only the configuration that it was compiled for.
 #![expect(unsafe_code, reason = "maps native code that another process compiled")]
 
-use conclave_ipc::limits::{GUEST_MEMORY_BYTES_CEILING, GUEST_STACK_BYTES, TABLE_ELEMENTS_MAX};
-use wasmtime::{
-    Config, Enabled, Engine, InstanceAllocationStrategy, Module, PoolingAllocationConfig, Result,
-    Strategy,
-};
+use std::sync::Arc;
 
+use conclave_ipc::limits::GUEST_STACK_BYTES;
+use wasmtime::{Config, Engine, Module, Result, Strategy};
+
+use super::arena::{self, Arena, Lender};
 use crate::confine::Confined;
 
-/// Linear memory that a used instance keeps mapped and gets back zeroed or restored; the
-/// rest of what it touched is returned to the kernel.
-const KEEP_RESIDENT_BYTES: usize = 8 << 20;
-
-/// Tables of one module. Toolchains emit one.
-const TABLES_MAX: u32 = 16;
-
-/// Engine data of one instance; grows with a module's tables of functions.
-const INSTANCE_BYTES_MAX: usize = 16 << 20;
-
-/// An engine for one module and one instance at a time.
+/// An engine for one module, and its one linear memory, if it runs what it has compiled.
 ///
 /// # Errors
-/// The kernel refuses the address space of the pool, or the processor is not supported.
-pub fn new() -> Result<Engine> {
+/// The processor is not supported.
+pub(crate) fn new(arena: Option<&'static Arena>) -> Result<Engine> {
     let mut config = Config::new();
     config
         .strategy(Strategy::Cranelift)
@@ -32,9 +22,16 @@ pub fn new() -> Result<Engine> {
         .epoch_interruption(false)
         .consume_fuel(false)
         .max_wasm_stack(GUEST_STACK_BYTES)
-        // Initial memory is mapped copy-on-write from the code image.
-        .memory_init_cow(true)
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
+        // Instances are set back and not made anew, so none is mapped from the code image.
+        .memory_init_cow(false)
+        .memory_reservation(arena::RESERVED_BYTES)
+        .memory_guard_size(arena::GUARD_BYTES)
+        // A trap's message says enough, and the walk would find what an earlier run has left
+        // on a stack that is used again.
+        .wasm_backtrace_max_frames(None);
+    if let Some(arena) = arena {
+        config.with_host_memory(Arc::new(Lender(arena)));
+    }
     features(&mut config);
     Engine::new(&config)
 }
@@ -57,25 +54,6 @@ fn features(config: &mut Config) {
         .wasm_memory64(false);
 }
 
-/// A pool for exactly one instance. Fresh means fresh: a slot is restored to the module's
-/// initial image before it is used again.
-fn pool() -> PoolingAllocationConfig {
-    let mut pool = PoolingAllocationConfig::new();
-    pool.total_core_instances(1)
-        .max_core_instance_size(INSTANCE_BYTES_MAX)
-        .total_memories(1)
-        .max_memories_per_module(1)
-        .max_memory_size(usize::try_from(GUEST_MEMORY_BYTES_CEILING).unwrap_or(usize::MAX))
-        .total_tables(TABLES_MAX)
-        .max_tables_per_module(TABLES_MAX)
-        .table_elements(TABLE_ELEMENTS_MAX)
-        .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
-        .table_keep_resident(KEEP_RESIDENT_BYTES)
-        // Restores only the pages that were written to, where the kernel can tell (6.7).
-        .pagemap_scan(Enabled::Auto);
-    pool
-}
-
 /// Maps the native code on the image descriptor. Runs none of it.
 ///
 /// # Errors
@@ -94,6 +72,6 @@ mod tests {
 
     #[test]
     fn the_engine_accepts_its_configuration() {
-        new().unwrap();
+        new(None).unwrap();
     }
 }

@@ -18,6 +18,7 @@ use wasmtime::{Caller, Error, Linker, Result};
 
 use super::guest::Guest;
 use super::memory::{self, unsigned};
+use super::wasi;
 use crate::session::Session;
 
 const MODULE: &str = "wasi_snapshot_preview1";
@@ -45,9 +46,14 @@ const SUBSCRIPTIONS_MAX: u32 = 1024;
 pub(super) struct ProcExit(u32);
 
 impl ProcExit {
+    /// Whether the guest says that all is well.
+    pub(super) const fn is_success(&self) -> bool {
+        self.0 == 0
+    }
+
     /// Whether the guest ended by `proc_exit(0)`.
-    pub(super) fn is_success(error: &Error) -> bool {
-        error.downcast_ref::<Self>().is_some_and(|exit| exit.0 == 0)
+    pub(super) fn is_success_of(error: &Error) -> bool {
+        error.downcast_ref().is_some_and(Self::is_success)
     }
 }
 
@@ -64,6 +70,8 @@ impl std::error::Error for ProcExit {}
 enum Sink {
     /// Line by line to the supervisor's log.
     Log(LogStream),
+    /// Nowhere: the guest is ended.
+    Refused,
     /// Kept, up to a limit beyond which the guest is ended.
     Answer(Vec<u8>),
     /// Kept up to a limit beyond which it is cut.
@@ -74,6 +82,7 @@ impl Sink {
     fn write(&mut self, session: &Session, bytes: &[u8]) -> Result<()> {
         match self {
             Self::Log(stream) => session.log(*stream, bytes),
+            Self::Refused => return Err(Error::new(session.premature("it writes output"))),
             Self::Answer(kept) => {
                 if kept.len().saturating_add(bytes.len()) > RESPONSE_BYTES_MAX {
                     let message =
@@ -92,7 +101,7 @@ impl Sink {
 
     fn take(&mut self) -> Vec<u8> {
         match self {
-            Self::Log(_) => Vec::new(),
+            Self::Log(_) | Self::Refused => Vec::new(),
             Self::Answer(kept) | Self::Diagnostics(kept) => std::mem::take(kept),
         }
     }
@@ -132,6 +141,24 @@ impl Wasi {
         }
     }
 
+    /// The same command, put its question only now. Its clocks go on.
+    pub(super) fn ask(&mut self, stdin: Vec<u8>) {
+        self.stdin = VecDeque::from(stdin);
+        self.stdout = Sink::Answer(Vec::new());
+        self.stderr = Sink::Diagnostics(Vec::new());
+    }
+
+    /// For a command that is to be stopped at its first read; its output is refused.
+    pub(super) fn starting(arguments: &'static [&'static str]) -> Self {
+        Self {
+            arguments,
+            stdin: VecDeque::new(),
+            stdout: Sink::Refused,
+            stderr: Sink::Refused,
+            started: Instant::now(),
+        }
+    }
+
     /// Makes more to read; an empty stdin reads as its end until then.
     pub(super) fn append_stdin(&mut self, bytes: &[u8]) {
         self.stdin.extend(bytes);
@@ -165,9 +192,7 @@ pub(super) fn link(linker: &mut Linker<Guest>) -> Result<()> {
         .func_wrap(MODULE, "fd_tell", |fd: i32, _: i32| spipe_or_badf(fd))?
         .func_wrap(MODULE, "fd_write", fd_write)?
         .func_wrap(MODULE, "poll_oneoff", poll_oneoff)?
-        .func_wrap(MODULE, "proc_exit", |code: i32| -> Result<()> {
-            Err(Error::new(ProcExit(unsigned(code))))
-        })?
+        .func_wrap(MODULE, "proc_exit", proc_exit)?
         .func_wrap(MODULE, "proc_raise", |_: i32| NOSYS)?
         .func_wrap(MODULE, "random_get", random_get)?
         .func_wrap(MODULE, "sched_yield", || SUCCESS)?;
@@ -318,6 +343,14 @@ fn fd_filestat_get(mut caller: Caller<'_, Guest>, fd: i32, pointer: i32) -> Resu
     Ok(SUCCESS)
 }
 
+fn proc_exit(mut caller: Caller<'_, Guest>, code: i32) -> Result<()> {
+    let exit = ProcExit(unsigned(code));
+    if let Some(desk) = caller.data().desk {
+        desk.end(caller.data_mut(), &exit);
+    }
+    Err(Error::new(exit))
+}
+
 /// The `index`th pointer and length of a vectored read or write.
 fn vector(data: &[u8], vectors: i32, index: u32) -> Result<(u32, u32)> {
     let at = unsigned(vectors).saturating_add(index.saturating_mul(8));
@@ -331,12 +364,13 @@ fn fd_read(
     count: i32,
     read: i32,
 ) -> Result<i32> {
-    let (data, guest) = memory::split(&mut caller)?;
     match (unsigned(fd), unsigned(count)) {
         (STDIN, ..=VECTORS_MAX) => {}
         (STDIN, _) => return Ok(INVAL),
         _ => return Ok(BADF),
     }
+    wasi::await_question(&mut caller)?;
+    let (data, guest) = memory::split(&mut caller)?;
     let mut total = 0_u32;
     for index in 0..unsigned(count) {
         let (pointer, length) = vector(data, vectors, index)?;
@@ -375,10 +409,17 @@ fn fd_write(
 
 fn random_get(mut caller: Caller<'_, Guest>, pointer: i32, length: i32) -> Result<i32> {
     let (data, _) = memory::split(&mut caller)?;
-    let mut place = memory::slice_mut(data, unsigned(pointer), unsigned(length))?;
-    while !place.is_empty() {
-        let filled = rustix::rand::getrandom(&mut *place, rustix::rand::GetRandomFlags::empty())?;
-        place = place.get_mut(filled..).unwrap_or_default();
+    let place = memory::slice_mut(data, unsigned(pointer), unsigned(length))?;
+    // By way of a buffer: the kernel itself would fail at a page whose first write is noted.
+    let mut buffer = [0; 256];
+    let mut filled = 0;
+    while filled < place.len() {
+        let part = place.len().saturating_sub(filled).min(buffer.len());
+        let buffer = buffer.get_mut(..part).unwrap_or_default();
+        let random = rustix::rand::getrandom(&mut *buffer, rustix::rand::GetRandomFlags::empty())?;
+        let place = place.get_mut(filled..).unwrap_or_default();
+        place.iter_mut().zip(&buffer[..]).take(random).for_each(|(place, byte)| *place = *byte);
+        filled = filled.saturating_add(random);
     }
     Ok(SUCCESS)
 }
@@ -395,6 +436,7 @@ struct Subscription {
 impl Subscription {
     const BYTES: u32 = 48;
     const CLOCK: u8 = 0;
+    const READ: u8 = 1;
 
     fn read(data: &[u8], guest: &Guest, at: u32) -> Result<Self> {
         const ABSOLUTE: u8 = 1;
@@ -417,9 +459,8 @@ impl Subscription {
 
     /// WASI's `event`, 32 bytes.
     fn event(&self, stdin_bytes: usize) -> [u8; 32] {
-        const READ: u8 = 1;
         let mut event = [0; 32];
-        let ready = if self.kind == READ { stdin_bytes as u64 } else { 0 };
+        let ready = if self.kind == Self::READ { stdin_bytes as u64 } else { 0 };
         let error = u16::try_from(self.error).unwrap_or_default();
         event[..8].copy_from_slice(&self.user_data.to_le_bytes());
         event[8..10].copy_from_slice(&error.to_le_bytes());
@@ -427,6 +468,18 @@ impl Subscription {
         event[16..24].copy_from_slice(&ready.to_le_bytes());
         event
     }
+}
+
+/// Whether a subscription is for more to read, so that its event tells how much there is.
+fn asks_for_stdin(data: &[u8], input: i32, count: u32) -> Result<bool> {
+    for index in 0..count {
+        let at = unsigned(input).saturating_add(index.saturating_mul(Subscription::BYTES));
+        let kind = memory::slice(data, at.saturating_add(8), 1)?;
+        if kind == [Subscription::READ] && memory::read_u32(data, at.saturating_add(16))? == STDIN {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Sleeps for the shortest clock if nothing is ready at once. However long a guest wants
@@ -438,10 +491,13 @@ fn poll_oneoff(
     count: i32,
     stored: i32,
 ) -> Result<i32> {
-    let (data, guest) = memory::split(&mut caller)?;
     if !(1..=SUBSCRIPTIONS_MAX).contains(&unsigned(count)) {
         return Ok(INVAL);
     }
+    if asks_for_stdin(memory::split(&mut caller)?.0, input, unsigned(count))? {
+        wasi::await_question(&mut caller)?;
+    }
+    let (data, guest) = memory::split(&mut caller)?;
     let subscriptions = (0..unsigned(count))
         .map(|index| {
             let offset = index.saturating_mul(Subscription::BYTES);

@@ -2,8 +2,8 @@
 //! Every pointer and length is checked; out of range ends the guest.
 #![forbid(unsafe_code)]
 
-use std::error;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{error, fmt};
 
 use conclave_ipc::limits::{MESSAGE_BYTES_MAX, RESPONSE_BYTES_MAX};
 use conclave_ipc::message::{FaultClass, LogStream};
@@ -15,41 +15,72 @@ use wapc::{HOST_NAMESPACE, ModuleState, WapcHost, WebAssemblyEngineProvider};
 use wasmtime::{Caller, Error, Linker, Result};
 
 use super::guest::Guest;
+use super::instance::Live;
 use super::memory::{self, unsigned};
 use super::preview1::{self, ProcExit};
-use super::{Fault, Fresh, Job, Outcome, Question, Used};
+use super::{Fault, Job, Outcome, Question};
 use crate::session::Session;
 
 /// The export that makes a module a waPC guest.
 pub(super) const ENTRY: &str = GUEST_CALL;
 
+/// An instance that the `wapc` crate's host calls, and that is set back between two calls.
+pub(super) type Shared = Arc<Mutex<Live>>;
+
+/// The instance, while the guest does not run.
+// A panic ends the process, so nobody can have left the lock poisoned.
+pub(super) fn locked(live: &Shared) -> MutexGuard<'_, Live> {
+    live.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 type BoxError = Box<dyn error::Error + Send + Sync>;
 
-/// Asks a fresh instance through the `wapc` crate's host.
-pub(super) fn evaluate(fresh: Fresh, session: &Session, job: &Job) -> (Outcome, Used) {
-    let fault = FaultCell::default();
-    let provider = Provider { fresh, session: session.clone(), fault: fault.clone() };
-    let callback_session = session.clone();
-    let callback =
-        move |_: u64, binding: &str, namespace: &str, operation: &str, payload: &[u8]| {
-            match callback_session.host_call(binding, namespace, operation, payload) {
-                Ok(answer) => answer.map_err(BoxError::from),
-                Err(breach) => Err(breach.into()),
-            }
+/// A guest and the `wapc` crate's host that talks to it.
+pub(super) struct Conversation {
+    host: WapcHost,
+    fault: FaultCell,
+}
+
+impl fmt::Debug for Conversation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conversation").finish_non_exhaustive()
+    }
+}
+
+impl Conversation {
+    /// Has an instance initialise itself.
+    ///
+    /// # Errors
+    /// How it failed to.
+    pub(super) fn begin(live: &Shared, session: &Session) -> Result<Self, Outcome> {
+        let fault = FaultCell::default();
+        let provider =
+            Provider { live: Arc::clone(live), session: session.clone(), fault: fault.clone() };
+        let callback_session = session.clone();
+        let callback =
+            move |_: u64, binding: &str, namespace: &str, operation: &str, payload: &[u8]| {
+                match callback_session.host_call(binding, namespace, operation, payload) {
+                    Ok(answer) => answer.map_err(BoxError::from),
+                    Err(breach) => Err(breach.into()),
+                }
+            };
+        match WapcHost::new(Box::new(provider), Some(Box::new(callback))) {
+            Ok(host) => Ok(Self { host, fault }),
+            Err(error) => Err(fault.or_failure(&error)),
+        }
+    }
+
+    /// Asks the guest.
+    pub(super) fn ask(&self, job: &Job) -> Outcome {
+        let operation = match job.question {
+            Question::Validate => "validate",
+            Question::ValidateSettings => "validate_settings",
         };
-    let host = match WapcHost::new(Box::new(provider), Some(Box::new(callback))) {
-        Ok(host) => host,
-        Err(error) => return (fault.or_failure(&error), Used::Nothing),
-    };
-    let operation = match job.question {
-        Question::Validate => "validate",
-        Question::ValidateSettings => "validate_settings",
-    };
-    let outcome = match host.call(operation, &job.payload) {
-        Ok(response) => Outcome::Verdict { response, diagnostics: Vec::new() },
-        Err(error) => fault.or_failure(&error),
-    };
-    (outcome, Used::Wapc(host))
+        match self.host.call(operation, &job.payload) {
+            Ok(response) => Outcome::Verdict { response, diagnostics: Vec::new() },
+            Err(error) => self.fault.or_failure(&error),
+        }
+    }
 }
 
 /// The typed reason of a failed call; the crate's own errors carry only text.
@@ -75,7 +106,7 @@ impl FaultCell {
 
 /// Runs one instance for the `wapc` crate's host.
 struct Provider {
-    fresh: Fresh,
+    live: Shared,
     session: Session,
     fault: FaultCell,
 }
@@ -83,14 +114,15 @@ struct Provider {
 impl WebAssemblyEngineProvider for Provider {
     /// Calls `_start` and `wapc_init`, both if both exist, in this order.
     fn init(&mut self, host: Arc<ModuleState>) -> Result<(), BoxError> {
-        let Fresh { store, instance } = &mut self.fresh;
+        let mut live = locked(&self.live);
+        let Live { store, instance, .. } = &mut *live;
         store.data_mut().wapc = Some(host);
         for name in REQUIRED_STARTS {
             let Some(start) = instance.get_func(&mut *store, name) else { continue };
             let called =
                 start.typed::<(), ()>(&*store).and_then(|start| start.call(&mut *store, ()));
             match called {
-                Err(error) if !ProcExit::is_success(&error) => {
+                Err(error) if !ProcExit::is_success_of(&error) => {
                     return Err(self
                         .fault
                         .set(initialisation_fault(&error, name, &self.session))
@@ -103,7 +135,8 @@ impl WebAssemblyEngineProvider for Provider {
     }
 
     fn call(&mut self, operation_length: i32, payload_length: i32) -> Result<i32, BoxError> {
-        let Fresh { store, instance } = &mut self.fresh;
+        let mut live = locked(&self.live);
+        let Live { store, instance, .. } = &mut *live;
         instance
             .get_typed_func::<(i32, i32), i32>(&mut *store, ENTRY)
             .and_then(|entry| entry.call(&mut *store, (operation_length, payload_length)))
