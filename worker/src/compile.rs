@@ -1,28 +1,45 @@
 //! The compile role: one module in, native code and a few facts out.
+//!
+//! A module whose instances can be set back to an earlier state is compiled with a few
+//! additions that help with it; any other as it stands.
 #![forbid(unsafe_code)]
 
+pub(crate) mod instrument;
+mod survey;
+
+use std::borrow::Cow;
 use std::io::{self, Read, Write};
 
+use conclave_ipc::channel::ChannelError;
 use conclave_ipc::exit::WorkerExit;
-use conclave_ipc::limits::{METADATA_BYTES_MAX, MODULE_BYTES_MAX};
-use conclave_ipc::message::{FaultClass, ModuleFacts, ModuleShape, Reply, Request};
-use wasmparser::{Encoding, Parser, Payload};
-use wasmtime::Engine;
+use conclave_ipc::limits::MODULE_BYTES_MAX;
+use conclave_ipc::message::{FaultClass, Reply, Request};
+use wasmparser::BinaryReaderError;
+use wasmtime::{Engine, Module};
 
 use crate::confine::Confined;
 use crate::policy::describe;
 use crate::{Channel, exit_for};
 
-/// The custom section that holds a policy's metadata; the first one counts.
-const METADATA_SECTION: &str = "io.kubewarden.metadata";
-
-/// The name under which the `index`th mutable global is exported.
-pub(crate) fn exported_global(index: usize) -> String {
-    format!("conclave:global/{index}")
-}
+pub(crate) use instrument::GLOBAL_EXPORTS;
+use instrument::instrument;
+use survey::{Survey, survey};
 
 /// Why there is no native code.
+#[derive(Debug)]
 struct BadModule(String);
+
+impl From<BinaryReaderError> for BadModule {
+    fn from(error: BinaryReaderError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<wasmtime::Error> for BadModule {
+    fn from(error: wasmtime::Error) -> Self {
+        Self(format!("{error:#}"))
+    }
+}
 
 pub(crate) fn run(confined: &Confined, engine: &Engine, channel: &mut Channel) -> WorkerExit {
     match channel.receive() {
@@ -37,9 +54,11 @@ pub(crate) fn run(confined: &Confined, engine: &Engine, channel: &mut Channel) -
         }
         Err(error) => return exit_for(&error),
     }
-    let sent = match compile(confined, engine) {
-        Ok((module, code_bytes)) => match facts(&module) {
-            Ok((metadata, facts)) => channel.send(&Reply::Compiled { code_bytes, metadata, facts }),
+    let sent = match read_module(confined) {
+        Ok(module) => match compile(confined, engine, &module) {
+            Ok((code_bytes, Survey { metadata, facts, .. })) => {
+                channel.send(&Reply::Compiled { code_bytes, metadata, facts })
+            }
             Err(bad) => refuse(channel, &bad),
         },
         Err(bad) => refuse(channel, &bad),
@@ -47,10 +66,7 @@ pub(crate) fn run(confined: &Confined, engine: &Engine, channel: &mut Channel) -
     sent.map_or_else(|error| exit_for(&error), |()| WorkerExit::Done)
 }
 
-fn refuse(
-    channel: &mut Channel,
-    bad: &BadModule,
-) -> Result<(), conclave_ipc::channel::ChannelError> {
+fn refuse(channel: &mut Channel, bad: &BadModule) -> Result<(), ChannelError> {
     channel.send(&Reply::Fault {
         id: None,
         class: FaultClass::BadModule,
@@ -58,25 +74,18 @@ fn refuse(
     })
 }
 
-/// The module, and the length of the code that was written for it.
-fn compile(confined: &Confined, engine: &Engine) -> Result<(Vec<u8>, u64), BadModule> {
-    let module = read_module(confined)
+fn read_module(confined: &Confined) -> Result<Vec<u8>, BadModule> {
+    let module = read_within_limit(confined)
         .map_err(|error| BadModule(format!("can't read the module: {error}")))?;
     if !module.starts_with(b"\0asm") {
         return Err(BadModule(
             "not a WebAssembly module: it does not start with \\0asm".to_owned(),
         ));
     }
-    let code =
-        engine.precompile_module(&module).map_err(|error| BadModule(format!("{error:#}")))?;
-    let mut output = confined
-        .output()
-        .map_err(|error| BadModule(format!("no output to compile to: {error}")))?;
-    output.write_all(&code).map_err(|error| BadModule(format!("can't write the code: {error}")))?;
-    Ok((module, code.len() as u64))
+    Ok(module)
 }
 
-fn read_module(confined: &Confined) -> io::Result<Vec<u8>> {
+fn read_within_limit(confined: &Confined) -> io::Result<Vec<u8>> {
     let limit = MODULE_BYTES_MAX as u64;
     let mut module = Vec::new();
     confined.image().take(limit.saturating_add(1)).read_to_end(&mut module)?;
@@ -86,43 +95,35 @@ fn read_module(confined: &Confined) -> io::Result<Vec<u8>> {
     Ok(module)
 }
 
-/// What the supervisor needs to know of a module without parsing it itself.
-fn facts(module: &[u8]) -> Result<(Option<&[u8]>, ModuleFacts), BadModule> {
-    let mut metadata = None;
-    let (mut wapc, mut start, mut rego, mut runs_at_instantiation) = (false, false, false, false);
-    for payload in Parser::new(0).parse_all(module) {
-        match payload.map_err(|error| BadModule(error.to_string()))? {
-            Payload::Version { encoding: Encoding::Component, .. } => {
-                return Err(BadModule(
-                    "a WebAssembly component; policies are core modules".to_owned(),
-                ));
-            }
-            Payload::CustomSection(section)
-                if section.name() == METADATA_SECTION && metadata.is_none() =>
-            {
-                // The first section counts.
-                metadata = Some(section.data());
-            }
-            Payload::StartSection { .. } => runs_at_instantiation = true,
-            Payload::ExportSection(exports) => {
-                for export in exports {
-                    let name = export.map_err(|error| BadModule(error.to_string()))?.name;
-                    wapc |= name == "__guest_call";
-                    start |= name == "_start";
-                    rego |= name.starts_with("opa_");
-                }
-            }
-            _ => {}
-        }
+/// The length of the code that was written, and what there is to say about the module.
+fn compile<'a>(
+    confined: &Confined,
+    engine: &Engine,
+    module: &'a [u8],
+) -> Result<(u64, Survey<'a>), BadModule> {
+    let (prepared, survey) = prepare(engine, module)?;
+    let code = engine.precompile_module(&prepared)?;
+    let mut output = confined
+        .output()
+        .map_err(|error| BadModule(format!("no output to compile to: {error}")))?;
+    output.write_all(&code).map_err(|error| BadModule(format!("can't write the code: {error}")))?;
+    Ok((code.len() as u64, survey))
+}
+
+/// The module as it is to be compiled.
+fn prepare<'a>(
+    engine: &Engine,
+    module: &'a [u8],
+) -> Result<(Cow<'a, [u8]>, Survey<'a>), BadModule> {
+    // What is found below holds for valid modules, where the engine reads the very same.
+    if let Err(invalid) = Module::validate(engine, module) {
+        // Compiling words it better.
+        return Err(engine.precompile_module(module).err().unwrap_or(invalid).into());
     }
-    if metadata.is_some_and(|bytes| bytes.len() > METADATA_BYTES_MAX) {
-        return Err(BadModule(format!("metadata section larger than {METADATA_BYTES_MAX} bytes")));
-    }
-    let shape = match (wapc, rego, start) {
-        (true, _, _) => ModuleShape::Wapc,
-        (false, true, _) => ModuleShape::Rego,
-        (false, false, true) => ModuleShape::Wasi,
-        (false, false, false) => ModuleShape::Unknown,
+    let survey = survey(module)?;
+    let prepared = match &survey.additions {
+        Some(additions) => Cow::Owned(instrument(module, additions)?),
+        None => Cow::Borrowed(module),
     };
-    Ok((metadata, ModuleFacts { shape, runs_at_instantiation, obstacle: None }))
+    Ok((prepared, survey))
 }

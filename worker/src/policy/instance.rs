@@ -12,7 +12,7 @@ use wasmtime::{AsContextMut, Global, Instance, Memory, Result, Store, Val};
 use super::arena::Arena;
 use super::guest::Guest;
 use super::preview1::Wasi;
-use crate::compile::exported_global;
+use crate::compile::GLOBAL_EXPORTS;
 
 /// An instance, with what belongs to it on the host's side.
 pub(super) struct Live {
@@ -74,7 +74,9 @@ impl Places {
             .get_memory(&mut store, "memory")
             .ok_or_else(|| wasmtime::Error::msg("the module exports no memory"))?;
         let globals = (0..)
-            .map_while(|index| instance.get_global(&mut store, &exported_global(index)))
+            .map_while(|index: usize| {
+                instance.get_global(&mut store, &format!("{GLOBAL_EXPORTS}{index}"))
+            })
             .collect();
         Ok(Self { memory, globals })
     }
