@@ -7,9 +7,10 @@
 //! bad entry costs a compilation, not a promise.
 //!
 //! ```text
-//! magic  16 bytes   "conclave code 1\n"
+//! magic  16 bytes   "conclave code 2\n"
 //! check  32 bytes   SHA-256 of the name and of all that follows
-//! facts   2 bytes   shape of the module, whether instantiation runs guest code
+//! facts   3 bytes   shape of the module, whether instantiation runs guest code, what keeps
+//!                   an instance from being set back
 //! length  4 bytes   of the metadata plus one, little-endian; 0 if there is none
 //! metadata, code
 //! ```
@@ -21,7 +22,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use conclave_ipc::limits::{CODE_BYTES_MAX, METADATA_BYTES_MAX};
-use conclave_ipc::message::{ModuleFacts, ModuleShape};
+use conclave_ipc::message::{ModuleFacts, ModuleShape, Obstacle};
 use nix::unistd::geteuid;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -30,10 +31,10 @@ use crate::code::Code;
 use crate::config::Sha256Digest;
 use crate::image::{Draft, Image};
 
-const MAGIC: &[u8; 16] = b"conclave code 1\n";
+const MAGIC: &[u8; 16] = b"conclave code 2\n";
 
 /// The facts and the length of the metadata.
-const FACTS_BYTES: usize = 6;
+const FACTS_BYTES: usize = 7;
 
 /// What is copied at a time.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -226,13 +227,22 @@ fn encode_facts(facts: ModuleFacts, metadata: Option<&[u8]>) -> [u8; FACTS_BYTES
         ModuleShape::Wasi => 2,
         ModuleShape::Rego => 3,
     };
+    let obstacle = match facts.obstacle {
+        None => 0,
+        Some(Obstacle::Memory) => 1,
+        Some(Obstacle::Table) => 2,
+        Some(Obstacle::Segment) => 3,
+        Some(Obstacle::Global) => 4,
+        Some(Obstacle::Name) => 5,
+        Some(Obstacle::Exit) => 6,
+    };
     let length = metadata.map_or(0, |bytes| bytes.len().saturating_add(1));
     let [a, b, c, d] = u32::try_from(length).unwrap_or_default().to_le_bytes();
-    [shape, u8::from(facts.runs_at_instantiation), a, b, c, d]
+    [shape, u8::from(facts.runs_at_instantiation), obstacle, a, b, c, d]
 }
 
 fn decode_facts(bytes: [u8; FACTS_BYTES]) -> Option<(ModuleFacts, Option<usize>)> {
-    let [shape, runs, a, b, c, d] = bytes;
+    let [shape, runs, obstacle, a, b, c, d] = bytes;
     let shape = match shape {
         0 => ModuleShape::Unknown,
         1 => ModuleShape::Wapc,
@@ -240,11 +250,21 @@ fn decode_facts(bytes: [u8; FACTS_BYTES]) -> Option<(ModuleFacts, Option<usize>)
         3 => ModuleShape::Rego,
         _ => return None,
     };
+    let obstacle = match obstacle {
+        0 => None,
+        1 => Some(Obstacle::Memory),
+        2 => Some(Obstacle::Table),
+        3 => Some(Obstacle::Segment),
+        4 => Some(Obstacle::Global),
+        5 => Some(Obstacle::Name),
+        6 => Some(Obstacle::Exit),
+        _ => return None,
+    };
     let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).ok()?.checked_sub(1);
     if length.is_some_and(|length| length > METADATA_BYTES_MAX) {
         return None;
     }
-    Some((ModuleFacts { shape, runs_at_instantiation: runs != 0, obstacle: None }, length))
+    Some((ModuleFacts { shape, runs_at_instantiation: runs != 0, obstacle }, length))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -264,7 +284,7 @@ mod tests {
             facts: ModuleFacts {
                 shape: ModuleShape::Wapc,
                 runs_at_instantiation: true,
-                obstacle: None,
+                obstacle: Some(Obstacle::Table),
             },
             from_cache: false,
         }
@@ -285,6 +305,21 @@ mod tests {
         let mut bytes = Vec::new();
         read.image.reader().unwrap().read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes, b"native code");
+    }
+
+    #[test]
+    fn facts_are_read_as_they_were_written() {
+        let mut read = 0;
+        for (shape, runs, obstacle) in (0..=u8::MAX).flat_map(|n| [(n, 0, 0), (0, 1, n), (1, 0, n)])
+        {
+            let bytes = [shape, runs, obstacle, 3, 0, 0, 0];
+            let Some((facts, length)) = decode_facts(bytes) else { continue };
+            assert_eq!(length, Some(2));
+            assert_eq!(encode_facts(facts, Some(b"{}")), bytes);
+            read += 1;
+        }
+        // Four shapes, and twice no obstacle or one of six.
+        assert_eq!(read, 4 + 7 + 7);
     }
 
     #[test]
