@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use conclave_ipc::Role;
 use conclave_ipc::exit::WorkerExit;
 use conclave_ipc::limits::MESSAGE_BYTES_MAX;
 use conclave_ipc::message::{Contract, FaultClass, Load, Operation};
@@ -139,8 +140,11 @@ impl Template {
         require_export(&module, load.contract)?;
         let memory_bytes_max = usize::try_from(load.memory_bytes_max).unwrap_or(usize::MAX);
         let declared = require_room(&module, load.memory_bytes_max)?;
-        // What has no memory has no state in a file.
-        let can_be_set_back = load.can_be_set_back && declared > 0;
+        // What has no memory has no state in a file. A start section has run before anything
+        // could be kept: who is to be fresh is instantiated anew.
+        let can_be_set_back = load.can_be_set_back
+            && declared > 0
+            && (confined.role() == Role::Snapshot || !load.runs_at_instantiation);
         let file = can_be_set_back.then(|| confined.output()).transpose();
         file.and_then(|file| arena.back(file, memory_bytes_max))
             .map_err(|error| Fault::new(FaultClass::Memory, format!("linear memory: {error}")))?;
@@ -156,12 +160,6 @@ impl Template {
             arena,
             can_be_set_back,
         })
-    }
-
-    /// Whether an instance that has answered is set back to the moment when it had run nothing.
-    /// One with a start section has run by then.
-    fn is_set_back_to_nothing(&self) -> bool {
-        self.can_be_set_back && !self.runs_at_instantiation
     }
 
     /// Where the native code lies.
@@ -212,6 +210,8 @@ pub(crate) struct Policy {
 enum Held {
     /// Nothing: it is instantiated when it is needed.
     Nothing,
+    /// Nothing, and there will never be anything.
+    Broken(Fault),
     /// An instance that has run nothing, or was set back to that.
     Fresh(Shared),
     /// An instance that has initialised itself, and is set back to that.
@@ -239,20 +239,21 @@ impl Policy {
     }
 
     /// Sets back what the last request used, or instantiates for the next one as far as that
-    /// runs no guest code. A failure shows again when the request is there.
+    /// runs no guest code. A failure shows when the request is there.
     pub(crate) fn prepare(&mut self) {
         let arena = self.template.arena;
         let set_back = match &self.guest {
-            Held::Fresh(live) if self.template.is_set_back_to_nothing() => {
+            Held::Fresh(live) if self.template.can_be_set_back => {
                 locked(live).set_back(arena)
             }
             Held::Initialised(live, _) => locked(live).set_back(arena),
             Held::Parked(parked) => parked.set_back(),
+            Held::Broken(_) => return,
             Held::Nothing | Held::Fresh(_) => {
                 // One at a time: there is room for one memory.
                 self.guest = Held::Nothing;
                 if !self.template.runs_at_instantiation {
-                    self.guest = self.fresh().map_or(Held::Nothing, Held::Fresh);
+                    self.guest = self.fresh().map_or_else(Held::Broken, Held::Fresh);
                 }
                 return;
             }
@@ -275,8 +276,10 @@ impl Policy {
         let began = Instant::now();
         self.session.enter(Stage::Starting);
         let live = self.instantiate()?;
+        self.session.unless_premature()?;
         let took = match self.template.contract {
             Contract::Wasi => {
+                wasi::require_end(self.template.pre.module())?;
                 self.guest = Held::Parked(Parked::start(live, arena, &self.session)?);
                 began.elapsed()
             }
@@ -325,14 +328,12 @@ impl Policy {
 
     /// Answers one job; what it leaves behind is gone before the next.
     pub(crate) fn evaluate(&mut self, job: Job) -> Outcome {
-        match &self.guest {
+        let live = match &self.guest {
             Held::Parked(parked) => return parked.evaluate(job),
             Held::Initialised(_, conversation) => return conversation.ask(&job),
-            Held::Fresh(_) | Held::Nothing => {}
-        }
-        let live = match std::mem::replace(&mut self.guest, Held::Nothing) {
-            Held::Fresh(live) => Ok(live),
-            _ => self.fresh(),
+            Held::Broken(fault) => Err(fault.clone()),
+            Held::Fresh(live) => Ok(Arc::clone(live)),
+            Held::Nothing => self.fresh(),
         };
         let live = match live {
             Ok(live) => live,
@@ -352,7 +353,7 @@ impl Policy {
     /// An instance that has run nothing, except for a start section.
     fn fresh(&self) -> Result<Shared, Fault> {
         let mut live = self.instantiate()?;
-        if self.template.is_set_back_to_nothing() {
+        if self.template.can_be_set_back {
             live.keep(self.template.arena)
                 .map_err(|error| Fault::new(FaultClass::Memory, error.to_string()))?;
         }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use conclave_ipc::exit::WorkerExit;
 use conclave_ipc::message::FaultClass;
-use wasmtime::{AsContextMut, Caller, Instance, Linker, Result, Store};
+use wasmtime::{AsContextMut, Caller, Instance, Linker, Module, Store};
 
 use super::arena::Arena;
 use super::guest::Guest;
@@ -17,6 +17,7 @@ use super::memory;
 use super::preview1::{self, ProcExit, Wasi};
 use super::stack::Stack;
 use super::{Fault, Job, Outcome, Question};
+use crate::compile::ORIGINAL_START;
 use crate::end;
 use crate::session::Session;
 
@@ -42,14 +43,14 @@ pub(super) fn evaluate(live: &mut Live, session: &Session, job: &Job) -> Outcome
     outcome(&ended, store.data_mut(), session)
 }
 
-fn run(store: &mut Store<Guest>, instance: &Instance) -> Result<()> {
+fn run(store: &mut Store<Guest>, instance: &Instance) -> wasmtime::Result<()> {
     instance
         .get_typed_func::<(), ()>(&mut *store, ENTRY)
         .and_then(|start| start.call(&mut *store, ()))
 }
 
 /// What came of a command that has ended.
-fn outcome(ended: &Result<()>, guest: &mut Guest, session: &Session) -> Outcome {
+fn outcome(ended: &wasmtime::Result<()>, guest: &mut Guest, session: &Session) -> Outcome {
     match ended {
         Ok(()) => answer(guest, true),
         Err(error) => match error.downcast_ref::<ProcExit>() {
@@ -175,7 +176,7 @@ impl Parked {
     }
 
     /// Sets the command back to its first read.
-    pub(super) fn set_back(&self) -> Result<()> {
+    pub(super) fn set_back(&self) -> wasmtime::Result<()> {
         self.0.arena.restore()?;
         if let Some(stack) = self.0.stack.get() {
             stack.rewind();
@@ -209,7 +210,7 @@ impl Desk {
 
     /// Stops the command at its first read, and goes on with a question as often as there is
     /// one.
-    fn at_read(&self, caller: &mut Caller<'_, Guest>) -> Result<()> {
+    fn at_read(&self, caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
         if self.registers.get().is_none() {
             if let Some(places) = self.places.get() {
                 drop(self.registers.set(Registers::read(places, caller.as_context_mut())));
@@ -247,7 +248,14 @@ extern "C" fn begin(desk: &'static Desk) -> ! {
     if let Note::Start(mut live) = desk.take() {
         let Live { store, instance, .. } = &mut *live;
         let ended = run(store, instance);
-        let outcome = outcome(&ended, store.data_mut(), &desk.session);
+        let outcome = match (desk.registers.get(), outcome(&ended, store.data_mut(), &desk.session))
+        {
+            (None, outcome) | (Some(_), outcome @ Outcome::Fault(_)) => outcome,
+            // What it would be set back to is left for good.
+            (Some(_), Outcome::Verdict { .. } | Outcome::Failure(_)) => {
+                Outcome::Fault(Fault::new(FaultClass::Snapshot, "it returned from its entry"))
+            }
+        };
         desk.put(Note::Ended(outcome));
         // The host does not come back here: a command that ends in this way is not set back.
         desk.stop();
@@ -255,11 +263,20 @@ extern "C" fn begin(desk: &'static Desk) -> ! {
     end(WorkerExit::Panicked)
 }
 
+/// Goes on if the compile role has seen to it that the command does not return from its entry,
+/// which a host call would otherwise have to stop for.
+pub(super) fn require_end(module: &Module) -> Result<(), Fault> {
+    match module.get_export(ORIGINAL_START) {
+        Some(_) => Ok(()),
+        None => Err(Fault::new(FaultClass::Snapshot, "it can't be told when it ends")),
+    }
+}
+
 /// Called when a guest is about to read its input.
 ///
 /// # Errors
 /// A guest that was started can't be set back.
-pub(super) fn await_question(caller: &mut Caller<'_, Guest>) -> Result<()> {
+pub(super) fn await_question(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
     match caller.data().desk {
         Some(desk) => desk.at_read(caller),
         None => Ok(()),
@@ -270,7 +287,7 @@ pub(super) fn await_question(caller: &mut Caller<'_, Guest>) -> Result<()> {
 ///
 /// # Errors
 /// A name is defined twice, which would be a mistake here.
-pub(super) fn link(linker: &mut Linker<Guest>) -> Result<()> {
+pub(super) fn link(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     preview1::link(linker)?;
     for module in HOST_MODULES {
         linker.func_wrap(module, "call", host_call)?;
@@ -291,7 +308,7 @@ fn host_call(
     f: i32,
     g: i32,
     h: i32,
-) -> Result<i32> {
+) -> wasmtime::Result<i32> {
     let (data, guest) = memory::split(&mut caller)?;
     let call = memory::host_call(data, [a, b, c, d, e, f, g, h])?;
     let answer =
