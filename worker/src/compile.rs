@@ -127,3 +127,127 @@ fn prepare<'a>(
     };
     Ok((prepared, survey))
 }
+
+#[cfg(test)]
+mod tests {
+    use arbitrary::Unstructured;
+    use conclave_ipc::message::Obstacle;
+    use wasm_smith::Config;
+
+    use super::*;
+
+    pub(super) const MEMORY: &str = r#"(memory (export "memory") 1)"#;
+
+    pub(super) const PROC_EXIT: &str =
+        r#"(import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))"#;
+
+    pub(super) fn assembled(text: &str) -> Vec<u8> {
+        wat::parse_str(text).unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn what_is_not_valid_is_refused_in_the_engines_words() {
+        let engine = crate::engine().unwrap();
+        let good = assembled(&format!("(module {MEMORY} (global (mut i32) (i32.const 0)))"));
+        for module in [
+            &good[..good.len() - 1],
+            b"\0asm\x02\0\0\0",
+            b"\0asm\x0d\0\x01\0",
+            &assembled(r#"(module (func (result i32)))"#),
+        ] {
+            let refused = prepare(&engine, module).unwrap_err().0;
+            let words = engine.precompile_module(module).unwrap_err();
+            assert_eq!(refused, format!("{words:#}"));
+        }
+        prepare(&engine, &good).unwrap();
+    }
+
+    /// A stream of random bytes: SplitMix64.
+    fn random(seed: u64, length: usize) -> Vec<u8> {
+        let mut state = seed;
+        let words = std::iter::repeat_with(|| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            mixed ^ (mixed >> 31)
+        });
+        words.flat_map(u64::to_le_bytes).take(length).collect()
+    }
+
+    fn generated(seed: u64) -> Vec<u8> {
+        let command = seed.is_multiple_of(2);
+        let entry = if command {
+            r#"(func (export "_start"))"#
+        } else {
+            r#"(func (export "__guest_call") (param i32 i32) (result i32) unreachable)"#
+        };
+        let tables_change = seed.is_multiple_of(8);
+        let config = Config {
+            module_shape: Some(assembled(&format!("(module {PROC_EXIT} {MEMORY} {entry})"))),
+            max_funcs: 30,
+            max_instructions: 100,
+            bulk_memory_enabled: tables_change,
+            reference_types_enabled: tables_change,
+            exceptions_enabled: false,
+            gc_enabled: false,
+            memory64_enabled: false,
+            relaxed_simd_enabled: false,
+            threads_enabled: false,
+            generate_custom_sections: true,
+            ..Config::default()
+        };
+        let bytes = random(seed, 512 << (seed % 6));
+        wasm_smith::Module::new(config, &mut Unstructured::new(&bytes)).unwrap().to_bytes()
+    }
+
+    #[test]
+    fn whatever_is_valid_stays_valid() {
+        let engine = crate::engine().unwrap();
+        let (mut valid, mut changed, mut globals) = (0, 0, 0);
+        for seed in 0..400 {
+            let module = generated(seed);
+            if Module::validate(&engine, &module).is_err() {
+                continue;
+            }
+            valid += 1;
+            let (prepared, survey) = prepare(&engine, &module).unwrap();
+            match survey.additions {
+                Some(additions) => {
+                    changed += 1;
+                    globals += additions.globals.len();
+                    Module::validate(&engine, &prepared)
+                        .unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
+                }
+                None => assert_eq!(*prepared, *module),
+            }
+        }
+        assert!(valid >= 300 && changed >= 100 && globals >= 100, "{valid} {changed} {globals}");
+    }
+
+    /// The engine sees a module first; this would not harm if it were otherwise.
+    #[test]
+    fn damaged_modules_are_read_without_harm() {
+        for seed in 0..400 {
+            let mut module = generated(seed);
+            for pair in random(!seed, 16).chunks_exact(4) {
+                let at = u16::from_le_bytes([pair[0], pair[1]]);
+                let length = module.len();
+                module[usize::from(at) % length] = pair[2];
+            }
+            if let Ok(survey) = survey(&module)
+                && let Some(additions) = survey.additions
+            {
+                drop(instrument(&module, &additions));
+            }
+        }
+    }
+
+    #[test]
+    fn an_obstacle_leaves_a_module_as_it_is() {
+        let module = assembled(r#"(module (global (mut i32) (i32.const 0)))"#);
+        let engine = crate::engine().unwrap();
+        let (prepared, survey) = prepare(&engine, &module).unwrap();
+        assert_eq!(survey.facts.obstacle, Some(Obstacle::Memory));
+        assert_eq!(*prepared, *module);
+    }
+}

@@ -257,10 +257,7 @@ mod tests {
 
     use super::*;
     use crate::compile::prepare;
-
-    fn assembled(text: &str) -> Vec<u8> {
-        wat::parse_str(text).unwrap_or_else(|error| panic!("{text}: {error}"))
-    }
+    use crate::compile::tests::{PROC_EXIT, assembled};
 
     /// What keeps a module with these fields and a memory from being set back.
     fn obstacle(fields: &str) -> Option<Obstacle> {
@@ -370,8 +367,6 @@ mod tests {
 
     #[test]
     fn a_command_that_can_not_exit_is_an_obstacle() {
-        const EXIT: &str =
-            r#"(import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))"#;
         let start = r#"(func (export "_start"))"#;
         for fields in [
             start,
@@ -379,13 +374,13 @@ mod tests {
             &format!(r#"(import "wasi_snapshot_preview1" "proc_exit" (func)) {start}"#),
             &format!(r#"(import "wasi_snapshot_preview1" "proc_exit" (global i32)) {start}"#),
             // No function that could be called as a command.
-            &format!(r#"{EXIT} (func (export "_start") (param i32))"#),
-            &format!(r#"{EXIT} (func (export "_start") (result i32) (i32.const 0))"#),
-            &format!(r#"{EXIT} (global (export "_start") i32 (i32.const 0))"#),
+            &format!(r#"{PROC_EXIT} (func (export "_start") (param i32))"#),
+            &format!(r#"{PROC_EXIT} (func (export "_start") (result i32) (i32.const 0))"#),
+            &format!(r#"{PROC_EXIT} (global (export "_start") i32 (i32.const 0))"#),
         ] {
             assert_eq!(obstacle(fields), Some(Obstacle::Exit), "{fields}");
         }
-        assert_eq!(obstacle(&format!("{EXIT} {start}")), None);
+        assert_eq!(obstacle(&format!("{PROC_EXIT} {start}")), None);
         // An initialiser may return.
         assert_eq!(obstacle(&format!(r#"{start} (func (export "__guest_call"))"#)), None);
     }
