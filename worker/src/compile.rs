@@ -21,8 +21,8 @@ use crate::confine::Confined;
 use crate::policy::describe;
 use crate::{Channel, exit_for};
 
-pub(crate) use instrument::GLOBAL_EXPORTS;
 use instrument::instrument;
+pub(crate) use instrument::{GLOBAL_EXPORTS, MOVED_START};
 use survey::{Survey, survey};
 
 /// Why there is no native code.

@@ -243,9 +243,7 @@ impl Policy {
     pub(crate) fn prepare(&mut self) {
         let arena = self.template.arena;
         let set_back = match &self.guest {
-            Held::Fresh(live) if self.template.can_be_set_back => {
-                locked(live).set_back(arena)
-            }
+            Held::Fresh(live) if self.template.can_be_set_back => locked(live).set_back(arena),
             Held::Initialised(live, _) => locked(live).set_back(arena),
             Held::Parked(parked) => parked.set_back(),
             Held::Broken(_) => return,

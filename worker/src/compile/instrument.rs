@@ -15,7 +15,7 @@ pub(crate) const GLOBAL_EXPORTS: &str = "conclave:global/";
 
 /// The name that the module's own `_start` is moved to. It stays exported, since code may
 /// refer only to functions that are mentioned outside of it.
-const MOVED_START: &str = "conclave:start";
+pub(crate) const MOVED_START: &str = "conclave:start";
 
 /// What a command is started by.
 pub(super) const START: &str = "_start";

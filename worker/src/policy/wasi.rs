@@ -17,7 +17,7 @@ use super::memory;
 use super::preview1::{self, ProcExit, Wasi};
 use super::stack::Stack;
 use super::{Fault, Job, Outcome, Question};
-use crate::compile::ORIGINAL_START;
+use crate::compile::MOVED_START;
 use crate::end;
 use crate::session::Session;
 
@@ -266,7 +266,7 @@ extern "C" fn begin(desk: &'static Desk) -> ! {
 /// Goes on if the compile role has seen to it that the command does not return from its entry,
 /// which a host call would otherwise have to stop for.
 pub(super) fn require_end(module: &Module) -> Result<(), Fault> {
-    match module.get_export(ORIGINAL_START) {
+    match module.get_export(MOVED_START) {
         Some(_) => Ok(()),
         None => Err(Fault::new(FaultClass::Snapshot, "it can't be told when it ends")),
     }
