@@ -1,12 +1,14 @@
 //! The command line: raw words in, checked values out.
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use conclave_ipc::limits::REQUEST_BYTES_CEILING;
 
+use crate::config::StartMode;
 use crate::sandbox::SandboxMode;
 
 /// Evaluates untrusted admission policies behind locked doors and lets only the verdict out.
@@ -131,6 +133,20 @@ pub(crate) struct ServeOptions {
     /// Workers of each policy [default: as many as there are processors, at most 4]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=256), env = "CONCLAVE_WORKERS")]
     pub(crate) workers: Option<u16>,
+    /// How policies come to a request, unless they say it themselves
+    #[arg(long, value_enum, default_value_t = StartMode::Auto, env = "CONCLAVE_START")]
+    pub(crate) start: StartMode,
+    /// Time that the state of a started policy is used until it is started anew, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds, env = "CONCLAVE_SNAPSHOT_MAX_AGE")]
+    pub(crate) snapshot_max_age: Duration,
+    /// Requests for which the state of a started policy is used
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value = "1000000",
+        env = "CONCLAVE_SNAPSHOT_MAX_USES"
+    )]
+    pub(crate) snapshot_max_uses: NonZeroU64,
     /// Namespace whose requests are accepted without asking a policy; repeat for more
     #[arg(
         long,

@@ -223,7 +223,7 @@ impl Compiler {
 }
 
 /// Does something slow where nobody else waits for it.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     action: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     spawn_blocking(action).await?
@@ -231,6 +231,10 @@ async fn blocking<T: Send + 'static>(
 
 /// From [`Request::Load`] to [`Reply::Loaded`]: mapping code takes milliseconds.
 const LOAD_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// From [`Request::Start`] to [`Reply::Started`]: an interpreter that reads its library at its
+/// start can take seconds.
+const SNAPSHOT_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Has a worker in the compile role do its work: the length of the code, the metadata section,
 /// and what the module's other sections say.
@@ -252,7 +256,7 @@ pub(crate) async fn request_code(
     }
 }
 
-/// Has a worker in the serve role load its code, and says what it is locked up with then.
+/// Has a worker load its code, and says what it is locked up with then.
 ///
 /// # Errors
 /// The code is bad, or the worker is of no more use.
@@ -266,6 +270,35 @@ pub(crate) async fn request_load(
             match process.receive().await? {
                 Reply::Loaded(report) => Ok(process.loaded(report)),
                 other => Err(unexpected(&other, Phase::Load)),
+            }
+        })
+        .await
+}
+
+/// Has a loaded worker in the snapshot role start its guest, and says how long that took, in
+/// microseconds.
+///
+/// # Errors
+/// The guest can't be started once for all requests, or the worker is of no more use.
+pub(crate) async fn request_start(
+    process: &mut Process,
+    practice: Option<&[u8]>,
+    memory_bytes_max: u64,
+) -> Result<u32, WorkerError> {
+    let began = Instant::now();
+    process
+        .until(began + SNAPSHOT_TIME_MAX, async |process| {
+            process.send(&Request::Start { warmup: practice }).await?;
+            match process.receive().await? {
+                Reply::Started { start_micros, memory_bytes } => {
+                    if memory_bytes > memory_bytes_max
+                        || Duration::from_micros(start_micros.into()) > began.elapsed()
+                    {
+                        return Err(WorkerError::Violation("absurd report of a start".to_owned()));
+                    }
+                    Ok(start_micros)
+                }
+                other => Err(unexpected(&other, Phase::Serve)),
             }
         })
         .await

@@ -22,6 +22,7 @@ mod module;
 mod name;
 mod scope;
 mod settings;
+mod start;
 mod yaml;
 
 use std::collections::{BTreeSet, HashMap};
@@ -39,6 +40,7 @@ pub(crate) use digest::{DigestError, Sha256Digest};
 pub(crate) use error::{ConfigError, Place, Problem};
 pub(crate) use module::{ModuleError, module_path};
 pub(crate) use name::{PolicyName, PolicyNameError};
+pub(crate) use start::{SnapshotLimits, StartMode, Warmup};
 
 /// Largest policies.yml that is read.
 pub(crate) const CONFIG_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -49,9 +51,9 @@ pub(crate) const POLICIES_MAX: usize = 10_000;
 /// Longest policy name: the limit of a Kubernetes object name.
 pub(crate) const POLICY_NAME_BYTES_MAX: usize = 253;
 
-/// Longest deadline a policy may be given. An admission request waits 30 s at most, so this
-/// leaves room for audits and still catches milliseconds written as seconds.
-pub(crate) const POLICY_TIMEOUT_SECONDS_MAX: u64 = 3600;
+/// Longest time that a policy may be given for anything. An admission request waits 30 s at
+/// most, so this leaves room for audits and still catches milliseconds written as seconds.
+pub(crate) const SECONDS_MAX: u64 = 3600;
 
 /// Reads and checks the policies of the file at `path`, in the order of the file.
 ///
@@ -154,6 +156,12 @@ pub(crate) struct PolicySpec {
     pub(crate) timeout: Option<Duration>,
     /// Linear memory that an evaluation may use, in bytes.
     pub(crate) memory_bytes_max: u64,
+    /// How its guest comes to a request; `None` for the daemon's default.
+    pub(crate) start: Option<StartMode>,
+    /// The request that it is started and measured with.
+    pub(crate) warmup: Warmup,
+    /// Until when a started guest is used.
+    pub(crate) snapshot: SnapshotLimits,
 }
 
 /// What happens with a policy's verdict.

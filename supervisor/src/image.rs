@@ -48,18 +48,20 @@ impl Draft {
         Ok(Self(File::from(file)))
     }
 
-    /// A memory file of zeros, in bytes. It takes no memory until something is written to it.
+    /// A memory file of that length, which can't change, full of zeros that take no memory.
     ///
     /// # Errors
-    /// No memory, or no descriptor left.
-    pub(crate) fn with_length(length: u64) -> io::Result<Self> {
+    /// See [`Draft::new`].
+    pub(crate) fn of_length(bytes: u64) -> io::Result<Self> {
         let draft = Self::new()?;
-        draft.0.set_len(length)?;
+        draft.0.set_len(bytes)?;
+        let seals = SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK;
+        fcntl(&draft.0, FcntlArg::F_ADD_SEALS(seals))?;
         Ok(draft)
     }
 
-    /// Seals what was written by whoever had the descriptor; they must be gone. This can
-    /// take as long as seconds on a busy machine.
+    /// Seals what was written by whoever had the descriptor; they must be gone, or have it
+    /// mapped for writing no more. This can take as long as seconds on a busy machine.
     ///
     /// # Errors
     /// Somebody still has the file mapped for writing.
@@ -140,5 +142,18 @@ mod tests {
         assert_eq!((text.as_str(), image.length), ("code", 4));
         let error = image.reader().unwrap().write(b"x").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(Errno::EPERM as i32));
+    }
+
+    #[test]
+    fn a_draft_of_fixed_length_can_be_filled_and_not_resized() {
+        let mut draft = Draft::of_length(8).unwrap();
+        draft.write_all(b"state").unwrap();
+        for length in [7, 9] {
+            let error = draft.0.set_len(length).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(Errno::EPERM as i32));
+        }
+        let mut bytes = Vec::new();
+        draft.seal().unwrap().reader().unwrap().read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, b"state\0\0\0");
     }
 }

@@ -32,6 +32,7 @@ mod sandbox;
 mod serve;
 mod spawn;
 mod startup;
+mod warmup;
 
 use std::error::Error;
 use std::process::ExitCode;

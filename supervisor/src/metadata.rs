@@ -134,6 +134,13 @@ impl Execution {
     }
 }
 
+/// Whether the metadata says that the policy is for raw requests.
+pub(crate) fn judges_raw_requests(metadata: Option<&[u8]>) -> bool {
+    metadata.map(parse).is_some_and(|metadata| {
+        metadata.is_ok_and(|metadata| matches!(metadata.policy_type, Some(PolicyType::Raw)))
+    })
+}
+
 /// What the daemon runs the module as: the metadata decides, and has to be complete.
 ///
 /// # Errors

@@ -4,38 +4,53 @@
 //! jobs and watches its life; nobody else talks to it.
 #![forbid(unsafe_code)]
 
+mod choice;
 mod evaluation;
+mod renewal;
 mod station;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use conclave_ipc::limits::SERVE_OVERHEAD_BYTES;
 use conclave_ipc::message::{Contract, FaultClass, Operation};
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::admission::body::BodyError;
 use crate::admission::{Failure, decide_settings};
 use crate::cgroup::{Delegation, Group, Limits};
 use crate::code::{Code, CompileError, Compiler, ModuleBytes};
-use crate::config::PolicySpec;
+use crate::config::{PolicySpec, StartMode};
 use crate::log::shorten;
 use crate::metadata::{Execution, MetadataError};
 use crate::placement::Placement;
 use crate::pool::{Action, Event, Pool, SlotId};
 use crate::process::{Process, WorkerError};
 
+use choice::{Choice, Manner, Trial};
 pub(crate) use evaluation::Done;
-use station::{StartError, Station, start_worker};
+use station::{StartError, Station, start_fresh};
 
 /// Jobs that may wait for one policy's workers.
 const QUEUE_MAX: usize = 1024;
 
 /// How long a job may wait for a worker; the API server gives up after ten seconds.
 const QUEUE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How guests are started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Starting {
+    pub(crate) mode: StartMode,
+    /// How long the state of a started guest is used.
+    pub(crate) age_max: Duration,
+    /// How often it is used.
+    pub(crate) uses_max: NonZeroU64,
+}
 
 /// What holds for all policies.
 #[derive(Debug)]
@@ -47,6 +62,8 @@ pub(crate) struct Environment {
     pub(crate) workers: usize,
     /// Time of one evaluation, unless the policy has its own.
     pub(crate) time_max: Duration,
+    /// How guests are started, unless the policy says otherwise.
+    pub(crate) starting: Starting,
     /// What says how a module is run.
     pub(crate) execution: Execution,
     /// Where evaluations run.
@@ -104,6 +121,12 @@ pub(crate) enum LoadError {
     /// No worker can host it.
     #[error("bootstrap failure: {0}")]
     Worker(StartError),
+    /// The request to start it with is none.
+    #[error("bootstrap failure: warmup: {0}")]
+    Warmup(BodyError),
+    /// It is to be started once for all requests, and can't be.
+    #[error("bootstrap failure: no snapshot can be started: {0}")]
+    Snapshot(String),
     /// The policy refuses its settings.
     #[error("Policy settings are invalid: {0}")]
     Settings(String),
@@ -144,6 +167,11 @@ struct Blueprint {
 pub(crate) struct Policy {
     pub(crate) spec: PolicySpec,
     time_max: Duration,
+    starting: Starting,
+    /// How its workers are started; empty until it serves.
+    choice: OnceLock<Choice>,
+    /// Taken by whoever starts a worker beside one that serves.
+    renewals: Semaphore,
     state: Mutex<State>,
 }
 
@@ -156,8 +184,16 @@ struct State {
 
 impl Policy {
     pub(crate) fn new(spec: PolicySpec, environment: &Environment) -> Self {
+        let defaults = environment.starting;
         Self {
             time_max: spec.timeout.unwrap_or(environment.time_max),
+            starting: Starting {
+                mode: spec.start.unwrap_or(defaults.mode),
+                age_max: spec.snapshot.age_max.unwrap_or(defaults.age_max),
+                uses_max: spec.snapshot.uses_max.unwrap_or(defaults.uses_max),
+            },
+            choice: OnceLock::new(),
+            renewals: Semaphore::new(1),
             spec,
             state: Mutex::new(State {
                 status: Status::Starting,
@@ -181,6 +217,11 @@ impl Policy {
 
     fn name(&self) -> &str {
         self.spec.name.as_str()
+    }
+
+    /// How its workers are started.
+    fn manner(&self) -> &Manner {
+        self.choice.get().map_or(&Manner::Fresh, |choice| &choice.manner)
     }
 
     // A panic ends the process (release) or the task that holds no lock any more.
@@ -249,7 +290,7 @@ impl Policy {
             .map_err(LoadError::Metadata)?;
         let group = self.group(environment).map_err(LoadError::Group)?;
         let mut blueprint = Blueprint { code, contract, group };
-        let mut started = start_worker(compiler, &blueprint, &self.spec).await;
+        let mut started = start_fresh(compiler, &blueprint, &self.spec).await;
         if let Err(StartError::Worker(WorkerError::Fault { class: FaultClass::BadCode, message })) =
             &started
             && blueprint.code.from_cache
@@ -260,10 +301,20 @@ impl Policy {
                 "cached code does not fit, compiling again"
             );
             blueprint.code = compiler.fresh_code(&module).await.map_err(LoadError::Compile)?;
-            started = start_worker(compiler, &blueprint, &self.spec).await;
+            started = start_fresh(compiler, &blueprint, &self.spec).await;
         }
         let mut process = started.map_err(LoadError::Worker)?;
         self.check_settings(environment, &mut process, contract).await?;
+        let trial = Trial { policy: self, compiler, blueprint: &blueprint };
+        let (choice, process) = trial.choose(process).await?;
+        choice.log(self.name());
+        self.choice.get_or_init(|| choice);
+        let process = match process {
+            Some(process) => process,
+            None => {
+                start_fresh(compiler, &blueprint, &self.spec).await.map_err(LoadError::Worker)?
+            }
+        };
         Ok((blueprint, process))
     }
 
@@ -271,11 +322,18 @@ impl Policy {
     /// is what the limits of each process bound one by one.
     fn group(&self, environment: &Environment) -> io::Result<Option<Group>> {
         let workers = environment.workers as u64;
-        let one = self.spec.memory_bytes_max.saturating_add(SERVE_OVERHEAD_BYTES);
+        // With a snapshot, one more is started beside the others to replace one of them, and
+        // the state that is kept takes as much again as the guest's memory.
+        let (beside, memories) = match self.starting.mode {
+            StartMode::Fresh => (0, 1),
+            StartMode::Auto | StartMode::Snapshot => (1, 2),
+        };
+        let memory = self.spec.memory_bytes_max.saturating_mul(memories);
+        let one = memory.saturating_add(SERVE_OVERHEAD_BYTES);
         let limits = Limits {
-            memory_bytes: workers.saturating_mul(one),
+            memory_bytes: workers.saturating_add(beside).saturating_mul(one),
             // A worker that was killed counts until it is reaped, beside its successor.
-            processes: workers.saturating_mul(2),
+            processes: workers.saturating_mul(2).saturating_add(beside),
         };
         let delegation = environment.delegation.as_ref();
         delegation.map(|groups| groups.for_policy(self.name(), limits)).transpose()
@@ -302,7 +360,8 @@ impl Policy {
         process: &mut Process,
         contract: Contract,
     ) -> Result<(), LoadError> {
-        let done = self.ask(process, contract, Operation::ValidateSettings, Duration::ZERO).await;
+        let (operation, time_max) = (Operation::ValidateSettings, self.time_max);
+        let done = self.ask(process, contract, operation, Duration::ZERO, time_max).await;
         done.log.write(self.name(), "");
         let done = done.unless_lost().map_err(|error| LoadError::Worker(error.into()))?;
         let verdict = environment

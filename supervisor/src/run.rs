@@ -4,8 +4,10 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use conclave_ipc::limits::{GUEST_MEMORY_BYTES_DEFAULT, REQUEST_BYTES_CEILING, SETTINGS_BYTES_MAX};
 use thiserror::Error;
@@ -14,14 +16,20 @@ use crate::admission::body::BodyError;
 use crate::admission::request::ReviewRequest;
 use crate::admission::{Failure, Origin, PostProcessing, decide};
 use crate::cli::RunOptions;
-use crate::config::{self, ConfigError, PolicyMode, PolicyName, PolicySpec};
+use crate::config::{
+    self, ConfigError, PolicyMode, PolicyName, PolicySpec, SnapshotLimits, StartMode, Warmup,
+};
 use crate::host_capabilities::HostCapabilities;
 use crate::metadata::Execution;
-use crate::policy::{Environment, LoadError, Policy};
+use crate::policy::{Environment, LoadError, Policy, Starting};
 use crate::startup::{self, StartupError};
 
 /// The policy's name in messages and logs.
 const NAME: &str = "policy";
+
+/// For one request nothing is worth being kept.
+const ONCE: Starting =
+    Starting { mode: StartMode::Fresh, age_max: Duration::ZERO, uses_max: NonZeroU64::MIN };
 
 /// Why there is no verdict.
 #[derive(Debug, Error)]
@@ -70,7 +78,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<(), RunError> {
     let line = runtime.block_on(async {
         let execution = Execution::Chosen(options.execution_mode.clone());
         let environment =
-            prepared.environment(&options.workers_options, 1, execution, None).await?;
+            prepared.environment(&options.workers_options, 1, ONCE, execution, None).await?;
         let environment = Arc::new(environment);
         let line = evaluate(&environment, spec, &request).await;
         environment.end_workers().await;
@@ -133,6 +141,9 @@ fn policy_spec(options: &RunOptions) -> Result<PolicySpec, RunError> {
         message: None,
         timeout: None,
         memory_bytes_max: GUEST_MEMORY_BYTES_DEFAULT,
+        start: None,
+        warmup: Warmup::Off,
+        snapshot: SnapshotLimits::default(),
     })
 }
 

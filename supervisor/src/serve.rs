@@ -19,7 +19,7 @@ use crate::http::{self, Daemon, Peer};
 use crate::listen::{AllowedPeers, ListenError, Socket};
 use crate::log::shorten;
 use crate::metadata::Execution;
-use crate::policy::{Environment, Policy};
+use crate::policy::{Environment, Policy, Starting};
 use crate::startup::{self, StartupError, take_control_group};
 
 /// Connections at a time; further ones wait in the kernel's queue.
@@ -63,9 +63,14 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), ServeError> {
         let workers = options
             .workers
             .map_or_else(|| startup::processors().min(WORKERS_DEFAULT_MAX), usize::from);
+        let starting = Starting {
+            mode: options.start,
+            age_max: options.snapshot_max_age,
+            uses_max: options.snapshot_max_uses,
+        };
         let (options_of_workers, delegation) = (&options.workers_options, take_control_group());
         let environment = prepared
-            .environment(options_of_workers, workers, Execution::Metadata, delegation)
+            .environment(options_of_workers, workers, starting, Execution::Metadata, delegation)
             .await?;
         serve(options, Arc::new(environment), specs).await
     })

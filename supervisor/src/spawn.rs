@@ -100,7 +100,7 @@ pub(crate) struct Start<'a> {
     pub(crate) label: &'a str,
     /// What it reads.
     pub(crate) image: Option<BorrowedFd<'a>>,
-    /// What it writes, in the compile role.
+    /// What it writes, in the compile and snapshot roles.
     pub(crate) output: Option<BorrowedFd<'a>>,
     /// The control group that it is born into.
     pub(crate) group: Option<&'a Group>,

@@ -20,7 +20,7 @@ use crate::code::Compiler;
 use crate::identity::{self, IdentityError};
 use crate::metadata::Execution;
 use crate::placement::Placement;
-use crate::policy::Environment;
+use crate::policy::{Environment, Starting};
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::spawn::{Program, Spawner};
 
@@ -106,6 +106,7 @@ impl Prepared {
         self,
         options: &WorkerOptions,
         workers: usize,
+        starting: Starting,
         execution: Execution,
         delegation: Option<Delegation>,
     ) -> Result<Environment, StartupError> {
@@ -131,6 +132,7 @@ impl Prepared {
             delegation,
             workers,
             time_max: options.policy_timeout,
+            starting,
             execution,
             placement: Placement::new(),
             ending: watch::Sender::new(false),

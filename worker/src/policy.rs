@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use conclave_ipc::Role;
 use conclave_ipc::exit::WorkerExit;
-use conclave_ipc::limits::MESSAGE_BYTES_MAX;
+use conclave_ipc::limits::{MESSAGE_BYTES_MAX, TABLE_ELEMENTS_MAX};
 use conclave_ipc::message::{Contract, FaultClass, Load, Operation};
 use wasmtime::{Engine, InstancePre, Linker, Module, Store, Trap};
 
@@ -25,7 +25,7 @@ use crate::confine::Confined;
 use crate::end;
 use crate::session::{Session, Stage};
 
-use arena::Arena;
+use arena::{Arena, WASM_PAGE_BYTES};
 use guest::Guest;
 use instance::Live;
 use wapc::{Conversation, Shared, locked};
@@ -182,12 +182,20 @@ fn require_export(module: &Module, contract: Contract) -> Result<(), Fault> {
     }
 }
 
-/// The linear memory that the module declares, in bytes, if it may have so much: instantiation
-/// would fail for want of memory before it asked for the limit.
+/// The linear memory that the module declares, in bytes, if it may have so much, and its tables
+/// too: a limit that is passed from the start is told when the policy is loaded.
 fn require_room(module: &Module, memory_bytes_max: u64) -> Result<u64, Fault> {
-    const PAGE_BYTES: u64 = 64 << 10;
-    let pages = module.resources_required().max_initial_memory_size.unwrap_or(0);
-    let declared = pages.saturating_mul(PAGE_BYTES);
+    let required = module.resources_required();
+    if let Some(elements) = required.max_initial_table_size
+        && elements > TABLE_ELEMENTS_MAX as u64
+    {
+        let message = format!(
+            "table limit of {TABLE_ELEMENTS_MAX} elements exceeded: the module declares {elements} from the start"
+        );
+        return Err(Fault::new(FaultClass::Memory, message));
+    }
+    let pages = required.max_initial_memory_size.unwrap_or(0);
+    let declared = pages.saturating_mul(WASM_PAGE_BYTES as u64);
     if declared <= memory_bytes_max {
         return Ok(declared);
     }

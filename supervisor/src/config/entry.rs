@@ -2,24 +2,23 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use conclave_ipc::limits::{GUEST_MEMORY_BYTES_CEILING, GUEST_MEMORY_BYTES_DEFAULT};
 
 use super::error::shown;
-use super::fields::{Fields, list, text};
+use super::fields::{Fields, list, seconds, text};
 use super::module::module_path;
 use super::scope::{Scope, Trail};
 use super::settings::settings;
+use super::start::{snapshot_limits, start_mode, warmup};
 use super::yaml::{Node, Value};
 use super::{
-    ConfigError, ContextAwareResource, POLICY_TIMEOUT_SECONDS_MAX, PolicyMode, PolicyName,
-    PolicySpec, Problem, Sha256Digest,
+    ConfigError, ContextAwareResource, PolicyMode, PolicyName, PolicySpec, Problem, Sha256Digest,
 };
 use crate::host_capabilities::HostCapabilities;
 
 /// The keys of a policy, as error messages list them.
-const POLICY_KEYS: [&str; 10] = [
+const POLICY_KEYS: [&str; 13] = [
     "module",
     "policyMode",
     "allowedToMutate",
@@ -30,6 +29,9 @@ const POLICY_KEYS: [&str; 10] = [
     "timeoutEvalSeconds",
     "sha256",
     "memory",
+    "start",
+    "warmup",
+    "snapshot",
 ];
 
 /// One page of linear memory, the least that a guest can have.
@@ -86,11 +88,14 @@ pub(super) fn policy_spec(
             .optional("hostCapabilities", host_capabilities)?
             .unwrap_or_default(),
         message: fields.optional("message", message)?.flatten(),
-        timeout: fields.optional("timeoutEvalSeconds", timeout)?.flatten(),
+        timeout: fields.optional("timeoutEvalSeconds", seconds)?.flatten(),
         memory_bytes_max: fields
             .optional("memory", memory)?
             .flatten()
             .unwrap_or(GUEST_MEMORY_BYTES_DEFAULT),
+        start: fields.optional("start", start_mode)?,
+        warmup: fields.optional("warmup", warmup)?.unwrap_or_default(),
+        snapshot: fields.optional("snapshot", snapshot_limits)?.unwrap_or_default(),
     })
 }
 
@@ -123,30 +128,6 @@ fn mode(scope: Scope<'_>, key: &Trail<'_>, node: &Node) -> Result<PolicyMode, Co
 /// pin the module.
 fn digest(scope: Scope<'_>, key: &Trail<'_>, node: &Node) -> Result<Sha256Digest, ConfigError> {
     text(scope, key, node)?.parse().map_err(|error| scope.refuse(node, Problem::Digest(error)))
-}
-
-/// Seconds, rounded to the nearest millisecond.
-fn timeout(
-    scope: Scope<'_>,
-    key: &Trail<'_>,
-    node: &Node,
-) -> Result<Option<Duration>, ConfigError> {
-    let seconds = match &node.value {
-        Value::Null => return Ok(None),
-        Value::Unsigned(seconds) => Some(Duration::from_secs(*seconds)),
-        Value::Float(seconds) => Duration::try_from_secs_f64(*seconds).ok(),
-        Value::Negative(_) => None,
-        _ => return Err(scope.wrong_type(node, key, "a number of seconds")),
-    };
-    seconds
-        .filter(|exact| *exact <= Duration::from_secs(POLICY_TIMEOUT_SECONDS_MAX))
-        .map(|exact| {
-            let rounded = exact + Duration::from_micros(500);
-            Duration::new(rounded.as_secs(), rounded.subsec_millis() * 1_000_000)
-        })
-        .filter(|rounded| !rounded.is_zero())
-        .map(Some)
-        .ok_or_else(|| scope.refuse(node, Problem::Timeout))
 }
 
 /// Bytes, as a number or as Kubernetes writes quantities of memory: `134217728`, `128Mi`.
@@ -229,7 +210,9 @@ fn host_capabilities(
 mod tests {
     use super::*;
     use crate::config::tests::{DIGEST, policy, policy_refusal, read, refusal};
+    use crate::config::{SnapshotLimits, Warmup};
     use std::path::{Path, PathBuf};
+    use std::time::Duration;
 
     #[test]
     fn a_policy_with_only_a_module_gets_the_defaults() {
@@ -246,6 +229,9 @@ mod tests {
             message: None,
             timeout: None,
             memory_bytes_max: 128 << 20,
+            start: None,
+            warmup: Warmup::Synthetic,
+            snapshot: SnapshotLimits::default(),
         };
         assert_eq!(policy(""), expected);
     }
@@ -429,35 +415,6 @@ mod tests {
         let policy = policy("message: ~\ntimeoutEvalSeconds:");
         assert_eq!(policy.message, None);
         assert_eq!(policy.timeout, None);
-    }
-
-    #[test]
-    fn deadlines_are_positive_bounded_and_in_milliseconds() {
-        let cases = [
-            ("1", 1000),
-            ("0.5", 500),
-            ("0.1", 100),
-            ("1e1", 10_000),
-            ("0.0014", 1),
-            ("0.0005", 1),
-            ("2.9996", 3000),
-            ("3600", 3_600_000),
-            ("3600.0", 3_600_000),
-        ];
-        for (written, milliseconds) in cases {
-            let policy = policy(&format!("timeoutEvalSeconds: {written}"));
-            assert_eq!(policy.timeout, Some(Duration::from_millis(milliseconds)), "{written}");
-        }
-        for written in ["0", "-0", "0.0", "0.0004", "-1", "-0.5", "3601", "3600.001", "1e30"] {
-            assert_eq!(
-                policy_refusal(&format!("timeoutEvalSeconds: {written}")),
-                "3:23: policy \"p\": timeoutEvalSeconds: must be at least 0.001 and at most 3600"
-            );
-        }
-        for written in [".nan", ".inf", "99999999999999999999"] {
-            let message = policy_refusal(&format!("timeoutEvalSeconds: {written}"));
-            assert!(message.contains("at most 3600"), "{written}: {message}");
-        }
     }
 
     #[test]

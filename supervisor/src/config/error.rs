@@ -8,8 +8,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::{
-    CONFIG_BYTES_MAX, DigestError, ModuleError, POLICIES_MAX, POLICY_TIMEOUT_SECONDS_MAX,
-    PolicyNameError,
+    CONFIG_BYTES_MAX, DigestError, ModuleError, POLICIES_MAX, PolicyNameError, SECONDS_MAX,
 };
 use crate::host_capabilities::HostCapabilityError;
 
@@ -106,8 +105,12 @@ pub(crate) enum Problem {
     Module(ModuleError),
     #[error("policyMode: expected protect or monitor, found \"{found}\"")]
     PolicyMode { found: String },
-    #[error("timeoutEvalSeconds: must be at least 0.001 and at most {POLICY_TIMEOUT_SECONDS_MAX}")]
-    Timeout,
+    #[error("{key}: must be at least 0.001 and at most {SECONDS_MAX}")]
+    Seconds { key: String },
+    #[error("start: expected auto, snapshot or fresh, found \"{found}\"")]
+    StartMode { found: String },
+    #[error("{key}: must be at least 1")]
+    NoUse { key: String },
     #[error(
         "memory: must be a number of bytes, or one with Ki, Mi or Gi behind it, of at least 64Ki \
          and at most 4Gi"

@@ -2,10 +2,11 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::scope::{Scope, Trail};
 use super::yaml::{Node, Value};
-use super::{ConfigError, Problem};
+use super::{ConfigError, Problem, SECONDS_MAX};
 
 /// A key the Kubernetes controller adds for its own use; its value is not looked at.
 const CONTROLLER_KEY: &str = "namespacedName";
@@ -119,8 +120,34 @@ pub(super) fn list<'a>(
     }
 }
 
+/// Seconds, rounded to the nearest millisecond.
+pub(super) fn seconds(
+    scope: Scope<'_>,
+    key: &Trail<'_>,
+    node: &Node,
+) -> Result<Option<Duration>, ConfigError> {
+    let seconds = match &node.value {
+        Value::Null => return Ok(None),
+        Value::Unsigned(seconds) => Some(Duration::from_secs(*seconds)),
+        Value::Float(seconds) => Duration::try_from_secs_f64(*seconds).ok(),
+        Value::Negative(_) => None,
+        _ => return Err(scope.wrong_type(node, key, "a number of seconds")),
+    };
+    seconds
+        .filter(|exact| *exact <= Duration::from_secs(SECONDS_MAX))
+        .map(|exact| {
+            let rounded = exact + Duration::from_micros(500);
+            Duration::new(rounded.as_secs(), rounded.subsec_millis() * 1_000_000)
+        })
+        .filter(|rounded| !rounded.is_zero())
+        .map(Some)
+        .ok_or_else(|| scope.refuse(node, Problem::Seconds { key: key.to_string() }))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use crate::config::tests::{policy, policy_refusal};
 
     #[test]
@@ -129,7 +156,7 @@ mod tests {
             policy_refusal("message: hi\npolcyMode: monitor"),
             "4:3: policy \"p\": unknown key \"polcyMode\" (known: module, policyMode, \
              allowedToMutate, settings, contextAwareResources, hostCapabilities, message, \
-             timeoutEvalSeconds, sha256, memory)"
+             timeoutEvalSeconds, sha256, memory, start, warmup, snapshot)"
         );
         assert!(policy_refusal("Message: hi").contains("unknown key \"Message\""));
     }
@@ -158,5 +185,34 @@ mod tests {
             "5:5: policy \"p\": duplicate key \"contextAwareResources[0].kind\" (first on line 4)"
         );
         assert!(policy_refusal("namespacedName: 1\nnamespacedName: 1").contains("duplicate key"));
+    }
+
+    #[test]
+    fn deadlines_are_positive_bounded_and_in_milliseconds() {
+        let cases = [
+            ("1", 1000),
+            ("0.5", 500),
+            ("0.1", 100),
+            ("1e1", 10_000),
+            ("0.0014", 1),
+            ("0.0005", 1),
+            ("2.9996", 3000),
+            ("3600", 3_600_000),
+            ("3600.0", 3_600_000),
+        ];
+        for (written, milliseconds) in cases {
+            let policy = policy(&format!("timeoutEvalSeconds: {written}"));
+            assert_eq!(policy.timeout, Some(Duration::from_millis(milliseconds)), "{written}");
+        }
+        for written in ["0", "-0", "0.0", "0.0004", "-1", "-0.5", "3601", "3600.001", "1e30"] {
+            assert_eq!(
+                policy_refusal(&format!("timeoutEvalSeconds: {written}")),
+                "3:23: policy \"p\": timeoutEvalSeconds: must be at least 0.001 and at most 3600"
+            );
+        }
+        for written in [".nan", ".inf", "99999999999999999999"] {
+            let message = policy_refusal(&format!("timeoutEvalSeconds: {written}"));
+            assert!(message.contains("at most 3600"), "{written}: {message}");
+        }
     }
 }

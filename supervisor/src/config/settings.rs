@@ -24,7 +24,7 @@ pub(super) fn settings(
 
 /// Appends `node` as JSON, mappings in their order. Written by hand because the usual JSON
 /// trees sort their keys and turn `.nan` into `null`.
-fn write_json(
+pub(super) fn write_json(
     scope: Scope<'_>,
     key: &Trail<'_>,
     node: &Node,

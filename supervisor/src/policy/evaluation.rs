@@ -121,18 +121,19 @@ fn answer_text<'a>(contract: Contract, response: &'a [u8], diagnostics: &'a [u8]
 }
 
 impl Policy {
-    /// Puts one question to a worker. On an error the worker is of no more use.
+    /// Puts one question to a worker, which has so much time for it. On an error the worker is of no more use.
     pub(super) async fn ask(
         &self,
         process: &mut Process,
         contract: Contract,
         operation: Operation<'_>,
         queued: Duration,
+        time_max: Duration,
     ) -> Done {
         let started = Instant::now();
         let mut access = HostAccess::new(&self.spec.host_capabilities);
         let answer = process
-            .until(started + self.time_max, async |process| {
+            .until(started + time_max, async |process| {
                 converse(process, operation, &mut access).await
             })
             .await;

@@ -2,6 +2,7 @@
 //! life and sees to its replacement. Nobody else talks to that worker.
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +12,10 @@ use conclave_ipc::message::{Load, Operation};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+use super::choice::Manner;
+use super::renewal::Renewal;
 use super::{Blueprint, Busy, Environment, Job, Policy, QUEUE_TIME_MAX};
-use crate::code::{Compiler, request_load};
+use crate::code::{Compiler, blocking, request_load, request_start};
 use crate::config::PolicySpec;
 use crate::image::Draft;
 use crate::log::shorten;
@@ -30,18 +33,56 @@ pub(crate) enum StartError {
     /// The worker is less locked up than it must be.
     #[error(transparent)]
     Weaker(#[from] Weaker),
+    /// The memory file for the guest can't be made, or not be sealed.
+    #[error("memory file for the guest can't be made or sealed: {0}")]
+    Memory(#[from] io::Error),
 }
 
-/// Starts a worker and has it load the code.
-pub(super) async fn start_worker(
+/// One page of linear memory.
+const PAGE_BYTES: u64 = 64 << 10;
+
+/// Starts a worker in which every request has an instance of its own.
+pub(super) async fn start_fresh(
     compiler: &Compiler,
     blueprint: &Blueprint,
     spec: &PolicySpec,
 ) -> Result<Process, StartError> {
+    load_worker(compiler, blueprint, spec, Role::Serve, &guest_memory(spec)?).await
+}
+
+/// Starts a worker and, with that request for practice, its guest; gives how long the guest
+/// took, in microseconds.
+pub(super) async fn start_snapshot(
+    compiler: &Compiler,
+    blueprint: &Blueprint,
+    spec: &PolicySpec,
+    practice: Option<&[u8]>,
+) -> Result<(Process, u32), StartError> {
+    let memory = guest_memory(spec)?;
+    let mut process = load_worker(compiler, blueprint, spec, Role::Snapshot, &memory).await?;
+    let start_micros = request_start(&mut process, practice, spec.memory_bytes_max).await?;
+    // Whatever becomes of the worker, the state that its requests start from does not change.
+    blocking(|| memory.seal()).await?;
+    Ok((process, start_micros))
+}
+
+/// The file that a guest's linear memory is kept in.
+fn guest_memory(spec: &PolicySpec) -> io::Result<Draft> {
+    let pages = spec.memory_bytes_max.div_ceil(PAGE_BYTES);
+    Draft::of_length(pages.saturating_mul(PAGE_BYTES))
+}
+
+/// Starts a worker in that role and has it load the code.
+async fn load_worker(
+    compiler: &Compiler,
+    blueprint: &Blueprint,
+    spec: &PolicySpec,
+    role: Role,
+    memory: &Draft,
+) -> Result<Process, StartError> {
     let Blueprint { code, contract, group } = blueprint;
-    let memory = Draft::with_length(spec.memory_bytes_max).map_err(WorkerError::Spawn)?;
     let start = Start {
-        role: Role::Serve,
+        role,
         label: spec.name.as_str(),
         image: Some(code.image.as_fd()),
         output: Some(memory.as_fd()),
@@ -86,9 +127,21 @@ impl Station {
         });
     }
 
+    /// Starts a worker as it was chosen for the policy.
+    pub(super) async fn start(&self) -> Result<Process, StartError> {
+        let Self { policy, environment, blueprint, .. } = self;
+        let (compiler, spec) = (&environment.compiler, &policy.spec);
+        match policy.manner() {
+            Manner::Fresh => start_fresh(compiler, blueprint, spec).await,
+            Manner::Snapshot { practice } => {
+                let started = start_snapshot(compiler, blueprint, spec, practice.as_deref());
+                started.await.map(|(process, _)| process)
+            }
+        }
+    }
+
     pub(super) async fn start_and_work(self) {
-        let compiler = &self.environment.compiler;
-        match start_worker(compiler, &self.blueprint, &self.policy.spec).await {
+        match self.start().await {
             Ok(process) => self.work(process).await,
             Err(error) => {
                 let error = error.to_string();
@@ -106,6 +159,7 @@ impl Station {
         let (inbox, mut jobs) = mpsc::channel(1);
         self.policy.state().inboxes.insert(self.slot, inbox);
         self.report_alive(Event::Started(self.slot));
+        let mut renewal = Renewal::new(&self);
         loop {
             let job = tokio::select! {
                 // A job that comes with the worker's end is for another one.
@@ -114,9 +168,17 @@ impl Station {
                     tracing::warn!(policy = self.policy.name(), "idle {error}");
                     None
                 }
+                successor = renewal.successor(&self) => {
+                    // The pool need not know: its next job is for this one.
+                    process = successor;
+                    renewal = Renewal::new(&self);
+                    tracing::debug!(policy = self.policy.name(), "worker is renewed");
+                    continue;
+                }
                 job = jobs.recv() => job,
             };
             let Some(job) = job else { break };
+            renewal.used();
             if !self.serve(&mut process, job).await {
                 break;
             }
@@ -146,7 +208,8 @@ impl Station {
         let operation = Operation::Validate(&job.payload);
         tracing::debug!(policy = self.policy.name(), request_uid = job.uid, "evaluation starts");
         let in_flight = process.take_seat(&self.environment.placement);
-        let done = self.policy.ask(process, self.blueprint.contract, operation, queued).await;
+        let (contract, time_max) = (self.blueprint.contract, self.policy.time_max);
+        let done = self.policy.ask(process, contract, operation, queued, time_max).await;
         drop(in_flight);
         let lost = done.answer.as_ref().err().map(ToString::to_string);
         match &lost {

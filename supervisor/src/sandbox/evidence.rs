@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use conclave_ipc::Phase;
 use conclave_ipc::layers::Layer;
+use conclave_ipc::{Phase, Role};
 use nix::unistd::Pid;
 
 /// What the kernel shows of one layer.
@@ -245,8 +245,10 @@ fn identify(words: &[u8], filters: u32) -> (Phase, String) {
     let role = words.next().unwrap_or_default();
     let phase = match filters {
         2.. => Phase::Serve,
-        _ if role == "serve" => Phase::Load,
-        _ => Phase::Compile,
+        _ => match Role::from_arg(role) {
+            Some(Role::Serve | Role::Snapshot) => Phase::Load,
+            Some(Role::Compile) | None => Phase::Compile,
+        },
     };
     (phase, presentable(words.nth(1).unwrap_or("?")))
 }
@@ -348,6 +350,9 @@ mod tests {
         let worker = b"conclave-worker\0serve\0namespaces\0guard\0";
         assert_eq!(identify(worker, 2), (Phase::Serve, "guard".to_owned()));
         assert_eq!(identify(worker, 1).0, Phase::Load);
+        let snapshot = b"conclave-worker\0snapshot\0namespaces\0guard\0";
+        assert_eq!(identify(snapshot, 2), (Phase::Serve, "guard".to_owned()));
+        assert_eq!(identify(snapshot, 1).0, Phase::Load);
         let liar = b"conclave-worker\0compile\0namespaces\0\x1b[2J\xff\ninnocent\0";
         let (phase, works_on) = identify(liar, 2);
         assert_eq!(phase, Phase::Serve);
