@@ -29,4 +29,4 @@ mod wapc;
 
 /// The ways to start guests, as the key `start` of a policy has them; what is empty leaves
 /// the key out.
-const STARTS: [&str; 1] = [""];
+const STARTS: [&str; 3] = ["fresh", "snapshot", "auto"];

@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     let filters = compile_from_json(fs::File::open(FILTERS)?, target)?;
 
     let mut source = String::new();
-    for name in ["compile", "load", "serve"] {
+    for name in ["compile", "load", "zygote", "serve"] {
         let program =
             filters.get(name).ok_or_else(|| format!("{FILTERS} lacks filter {name:?}"))?;
         write_program(&mut source, name, program)?;

@@ -68,6 +68,11 @@ impl<S: Read + Write> WorkerEnd<S> {
         }
     }
 
+    /// The stream.
+    pub fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// Lets go of the last message, and of memory that only a large one needed.
     ///
     /// # Errors

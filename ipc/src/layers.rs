@@ -126,7 +126,7 @@ impl Layer {
     pub const fn is_used_in(self, phase: Phase) -> bool {
         match self {
             Self::WriteExecuteDenied => !matches!(phase, Phase::Load),
-            Self::CodeSealed => matches!(phase, Phase::Serve),
+            Self::CodeSealed => matches!(phase, Phase::Zygote | Phase::Serve),
             _ => true,
         }
     }

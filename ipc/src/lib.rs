@@ -29,7 +29,12 @@
 //!     |  ... as in role "serve" up to Loaded   |
 //!     | - Start -----------------------------> |   runs the guest up to its first read
 //!     | <-------------------- Started, Fault - |   ... or, after a Fault, exits
-//!     |  ... from Evaluate as in role "serve"  |
+//!     |  ... from Evaluate as in role "serve", or, if the process is to be copied:
+//!     | - Fork, with a channel --------------> |   makes a worker that goes on from here
+//!     | <----------------------------- Forked -|
+//!     |  ... on that channel as in role "serve" from Loaded, the new worker's first message
+//!     | - Reap ------------------------------> |   after the new worker's end
+//!     | <---------------------------- Reaped - |
 //! ```
 //!
 //! In every role a system call outside the filter is the worker's last: the handler of
@@ -100,13 +105,15 @@ pub enum Phase {
     Compile,
     /// Maps native code; none of it runs yet.
     Load,
+    /// Starts a guest, and is forked for every worker that goes on with it: a zygote.
+    Zygote,
     /// Runs native code.
     Serve,
 }
 
 impl Phase {
     /// Every phase, in the order of a policy's way through them.
-    pub const ALL: [Self; 3] = [Self::Compile, Self::Load, Self::Serve];
+    pub const ALL: [Self; 4] = [Self::Compile, Self::Load, Self::Zygote, Self::Serve];
 
     /// The name in logs, reports and `worker/seccomp.json`.
     #[must_use]
@@ -114,6 +121,7 @@ impl Phase {
         match self {
             Self::Compile => "compile",
             Self::Load => "load",
+            Self::Zygote => "zygote",
             Self::Serve => "serve",
         }
     }

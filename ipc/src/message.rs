@@ -25,8 +25,19 @@ pub enum Request<'a> {
         /// waPC guest sets up on its first request becomes part of its state.
         warmup: Option<&'a [u8]>,
     },
+    /// Snapshot role, if its guest was loaded to be copied ([`Load::forks`]), any time after
+    /// [`Reply::Started`]: fork. The message comes with a descriptor: the channel of the new
+    /// process, which goes on as a worker in the serve role does after [`Reply::Loaded`], its
+    /// own first message. Answered by [`Reply::Forked`] or [`Reply::Fault`].
+    Fork,
+    /// Snapshot role, after [`Reply::Forked`], when that process has ended: how it has ended.
+    /// Answered by [`Reply::Reaped`].
+    Reap {
+        /// As [`Reply::Forked`] named it.
+        child: u32,
+    },
     /// Serve role, any time after [`Reply::Loaded`] when no evaluation is under way; snapshot
-    /// role, after [`Reply::Started`].
+    /// role, if its guest is not to be copied, after [`Reply::Started`].
     /// Answered by exactly one [`Reply::Verdict`], [`Reply::Failure`] or [`Reply::Fault`].
     Evaluate {
         /// Names the evaluation in every reply about it.
@@ -52,6 +63,9 @@ pub struct Load<'a> {
     pub can_be_set_back: bool,
     /// Linear memory of the guest, in bytes; a growth beyond ends the evaluation.
     pub memory_bytes_max: u64,
+    /// Snapshot role: whether the process is to be forked for every worker, and to evaluate
+    /// nothing itself.
+    pub forks: bool,
     /// Whether the code is to be sealed in its place. The supervisor has tried: a filter of
     /// the service manager's may kill for the call.
     pub seal_code: bool,
@@ -97,6 +111,16 @@ pub enum Reply<'a> {
         start_micros: u32,
         /// Linear memory of the guest, in bytes.
         memory_bytes: u64,
+    },
+    /// The process was forked.
+    Forked {
+        /// The new process, by its number in the namespace of the one that was forked.
+        child: u32,
+    },
+    /// A forked process has ended and is gone.
+    Reaped {
+        /// How it has ended, as `wait` has it; see wait(2).
+        status: i32,
     },
     /// The guest has answered.
     Verdict {
@@ -173,6 +197,8 @@ impl Reply<'_> {
             Self::Compiled { .. } => "Compiled",
             Self::Loaded(_) => "Loaded",
             Self::Started { .. } => "Started",
+            Self::Forked { .. } => "Forked",
+            Self::Reaped { .. } => "Reaped",
             Self::Verdict { .. } => "Verdict",
             Self::Failure { .. } => "Failure",
             Self::Fault { .. } => "Fault",

@@ -33,6 +33,7 @@ impl Ladder for Leaner {
         let name = match filter {
             Filter::Compile => "compile",
             Filter::Load => "load",
+            Filter::Zygote => "zygote",
             Filter::Serve => "serve",
         };
         let exchanged = LEANER

@@ -44,14 +44,7 @@ impl From<wasmtime::Error> for BadModule {
 pub(crate) fn run(confined: &Confined, engine: &Engine, channel: &mut Channel) -> WorkerExit {
     match channel.receive() {
         Ok(Request::Compile) => {}
-        Ok(
-            Request::Load(_)
-            | Request::Start { .. }
-            | Request::Evaluate { .. }
-            | Request::HostAnswer(_),
-        ) => {
-            return WorkerExit::ProtocolViolation;
-        }
+        Ok(_) => return WorkerExit::ProtocolViolation,
         Err(error) => return exit_for(&error),
     }
     let sent = match read_module(confined) {

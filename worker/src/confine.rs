@@ -15,11 +15,13 @@ mod resources;
 mod speculation;
 mod syscalls;
 mod violation;
+mod zygote;
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use conclave_ipc::Role;
@@ -28,6 +30,7 @@ use conclave_ipc::message::Confinement;
 use seccompiler::sock_filter;
 
 pub use syscalls::Filter;
+pub use zygote::reap;
 
 /// The worker's command line: `ROLE namespaces|plain LABEL`. The label is for whoever lists
 /// processes; it says what the worker works on.
@@ -80,9 +83,15 @@ pub struct Confined {
     role: Role,
 }
 
-/// Proof that the serving filter is on; made nowhere but in [`Confined::seal`].
+/// Proof that the serving filter is on; made nowhere but on the last rung.
 #[derive(Debug)]
 pub struct Sealed {
+    report: Confinement,
+}
+
+/// Proof that a zygote's filter is on; made nowhere but in [`Confined::seal_zygote`].
+#[derive(Debug)]
+pub struct Zygote {
     report: Confinement,
 }
 
@@ -225,8 +234,8 @@ impl Confined {
     }
 
     /// Closes the door behind the loaded code: from here on nothing executable can be
-    /// mapped, no descriptor opened, and private memory is bounded by `data_bytes_max`. `code`
-    /// is where code lies that is to be sealed; it must stay there until the process ends.
+    /// mapped, private memory is bounded by `data_bytes_max`, and no descriptor can be opened.
+    /// `code` is where code lies that is to be sealed; it must stay there until the process ends.
     ///
     /// # Errors
     /// The first step that fails although the host offers it.
@@ -236,11 +245,38 @@ impl Confined {
         code: Option<Range<*const u8>>,
         ladder: &impl Ladder,
     ) -> Result<Sealed, ConfineError> {
+        let report = self.close_off(data_bytes_max, code, ladder)?;
+        serve_only(report, ladder)
+    }
+
+    /// Does the same, but leaves what a process needs that is forked for every worker.
+    ///
+    /// # Errors
+    /// As for [`Confined::seal`].
+    pub fn seal_zygote(
+        self,
+        data_bytes_max: u64,
+        code: Option<Range<*const u8>>,
+        ladder: &impl Ladder,
+    ) -> Result<Zygote, ConfineError> {
+        let report = self.close_off(data_bytes_max, code, ladder)?;
+        if ladder.has(Layer::SyscallFilter) {
+            syscalls::install(&ladder.program(Filter::Zygote))
+                .map_err(ConfineError::at("zygote's filter"))?;
+        }
+        Ok(Zygote { report })
+    }
+
+    /// What both have in common; the filter comes last.
+    fn close_off(
+        &self,
+        data_bytes_max: u64,
+        code: Option<Range<*const u8>>,
+        ladder: &impl Ladder,
+    ) -> Result<Confinement, ConfineError> {
         let mut report = self.report;
         if ladder.has(Layer::ResourceLimits) {
             resources::limit_data(data_bytes_max).map_err(ConfineError::at("memory limit"))?;
-            // Not earlier: creating the Landlock ruleset and mapping code need descriptors.
-            resources::forbid_descriptors().map_err(ConfineError::at("descriptor limit"))?;
         }
         // Not earlier: publishing the code makes written memory executable.
         report.layers = report.layers.union(deny_write_execute(ladder)?);
@@ -249,12 +285,67 @@ impl Confined {
         {
             report.layers = report.layers.with(Layer::CodeSealed);
         }
-        if ladder.has(Layer::SyscallFilter) {
-            syscalls::install(&ladder.program(Filter::Serve))
-                .map_err(ConfineError::at("serving filter"))?;
-        }
-        Ok(Sealed { report })
+        Ok(report)
     }
+}
+
+/// The last rung of everyone who evaluates requests.
+fn serve_only(report: Confinement, ladder: &impl Ladder) -> Result<Sealed, ConfineError> {
+    if ladder.has(Layer::ResourceLimits) {
+        // Not earlier: creating the Landlock ruleset and mapping code need descriptors.
+        resources::forbid_more().map_err(ConfineError::at("process and descriptor limit"))?;
+    }
+    if ladder.has(Layer::SyscallFilter) {
+        syscalls::install(&ladder.program(Filter::Serve))
+            .map_err(ConfineError::at("serving filter"))?;
+    }
+    Ok(Sealed { report })
+}
+
+impl Zygote {
+    /// All that is on.
+    #[must_use]
+    pub fn report(&self) -> Confinement {
+        self.report
+    }
+
+    /// Forks. The new process has this channel and no other descriptor that leads anywhere, and
+    /// may do no more than any worker that serves.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn fork(&self, channel: OwnedFd, ladder: &impl Ladder) -> Result<Side, ConfineError> {
+        if let Some(child) = zygote::fork().map_err(ConfineError::at("fork"))? {
+            return Ok(Side::Zygote { child });
+        }
+        Ok(Side::Worker(self.become_worker(channel, ladder)))
+    }
+
+    fn become_worker(
+        &self,
+        channel: OwnedFd,
+        ladder: &impl Ladder,
+    ) -> Result<Sealed, ConfineError> {
+        descriptors::exchange_channel(&channel).map_err(ConfineError::at("channel"))?;
+        drop(channel);
+        if ladder.has(Layer::ParentDeathSignal) {
+            // A copy does not inherit it.
+            privileges::die_with_parent().map_err(ConfineError::at("parent-death signal"))?;
+        }
+        serve_only(self.report, ladder)
+    }
+}
+
+/// Which of two processes this is, after a fork.
+#[derive(Debug)]
+pub enum Side {
+    /// The one that was there before.
+    Zygote {
+        /// The new one, by its number in this namespace.
+        child: u32,
+    },
+    /// The new one, if it could be locked up.
+    Worker(Result<Sealed, ConfineError>),
 }
 
 impl Sealed {

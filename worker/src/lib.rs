@@ -11,9 +11,10 @@ mod end;
 mod policy;
 mod serve;
 mod session;
+mod socket;
+mod zygote;
 
 use std::mem::ManuallyDrop;
-use std::os::unix::net::UnixStream;
 use std::{env, panic};
 
 use conclave_ipc::channel::{ChannelError, WorkerEnd};
@@ -23,6 +24,7 @@ use conclave_ipc::{Role, limits};
 
 use confine::{Arguments, Complete, Confined, Ladder};
 use policy::arena::Arena;
+use socket::Socket;
 
 pub use allocator::BoundedAllocator;
 pub use end::end;
@@ -36,7 +38,7 @@ pub fn engine() -> wasmtime::Result<wasmtime::Engine> {
 }
 
 /// The worker's end of the channel, over the real socket.
-type Channel = WorkerEnd<UnixStream>;
+type Channel = WorkerEnd<Socket>;
 
 /// Runs the worker to its end. The arguments are those of [`Arguments`].
 #[must_use]
@@ -54,7 +56,7 @@ pub fn descend(ladder: &impl Ladder) -> WorkerExit {
     let Ok(socket) = confine::channel() else {
         return WorkerExit::Usage;
     };
-    let mut channel = WorkerEnd::new(socket);
+    let mut channel = WorkerEnd::new(Socket::new(socket));
     // The engine is made first: it looks at the machine (processor features, the page
     // map) through files that are gone further down. It has seen nothing foreign.
     let (engine, arena) = match machine(arguments.role) {
@@ -103,8 +105,15 @@ fn load_and_serve(
         Err(exit) => return exit,
     };
     let data_bytes_max = loaded.memory_bytes_max.saturating_add(limits::SERVE_OVERHEAD_BYTES);
+    let code = loaded.code_to_seal();
     let role = confined.role();
-    match confined.seal(data_bytes_max, loaded.code_to_seal(), ladder) {
+    if role == Role::Snapshot && loaded.forks {
+        return match confined.seal_zygote(data_bytes_max, code, ladder) {
+            Ok(zygote) => zygote::run(&zygote, loaded, channel, ladder),
+            Err(error) => give_up(&mut channel, &error.to_string()),
+        };
+    }
+    match confined.seal(data_bytes_max, code, ladder) {
         Ok(sealed) => serve::run(&sealed, role, loaded, channel),
         Err(error) => give_up(&mut channel, &error.to_string()),
     }

@@ -21,10 +21,12 @@ use crate::{Channel, exit_for};
 /// A policy whose code is mapped and has not run yet.
 #[derive(Debug)]
 pub(crate) struct Loaded {
-    template: Template,
+    pub(crate) template: Template,
     /// The bound on the guest's linear memory, in bytes.
     pub(crate) memory_bytes_max: u64,
     seal_code: bool,
+    /// Whether the process is to be copied for every worker.
+    pub(crate) forks: bool,
 }
 
 impl Loaded {
@@ -42,17 +44,15 @@ pub(crate) fn load(
     channel: &mut Channel,
 ) -> Result<Loaded, WorkerExit> {
     let loaded = match channel.receive() {
-        Ok(Request::Load(load)) => Template::load(confined, engine, arena, &load).map(|template| {
-            Loaded { template, memory_bytes_max: load.memory_bytes_max, seal_code: load.seal_code }
-        }),
-        Ok(
-            Request::Compile
-            | Request::Start { .. }
-            | Request::Evaluate { .. }
-            | Request::HostAnswer(_),
-        ) => {
-            return Err(WorkerExit::ProtocolViolation);
+        Ok(Request::Load(load)) => {
+            Template::load(confined, engine, arena, &load).map(|template| Loaded {
+                template,
+                memory_bytes_max: load.memory_bytes_max,
+                seal_code: load.seal_code,
+                forks: load.forks,
+            })
         }
+        Ok(_) => return Err(WorkerExit::ProtocolViolation),
         Err(error) => return Err(exit_for(&error)),
     };
     loaded.map_err(|fault| match channel.send(&fault.reply(None)) {
@@ -80,6 +80,22 @@ pub(crate) fn run(
     {
         return exit;
     }
+    serve(&session, policy)
+}
+
+/// Goes on in a process that was forked from a zygote.
+pub(crate) fn evaluate(
+    sealed: &Sealed,
+    session: &Session,
+    policy: ManuallyDrop<Policy>,
+) -> WorkerExit {
+    match session.send(&Reply::Loaded(sealed.report())) {
+        Ok(()) => serve(session, policy),
+        Err(error) => exit_for(&error),
+    }
+}
+
+fn serve(session: &Session, mut policy: ManuallyDrop<Policy>) -> WorkerExit {
     loop {
         // Off the critical path: the supervisor has its answer already.
         if let Err(error) = session.release() {
@@ -93,7 +109,7 @@ pub(crate) fn run(
         };
         let started = Instant::now();
         let outcome = policy.evaluate(job);
-        if let Some(exit) = answer(&session, id, &outcome, started.elapsed()) {
+        if let Some(exit) = answer(session, id, &outcome, started.elapsed()) {
             return exit;
         }
         // The supervisor may share this processor, and has a client waiting.
@@ -102,9 +118,15 @@ pub(crate) fn run(
 }
 
 /// Waits for the order to start the guest and does so; the exit if the worker can't go on.
-fn start(session: &Session, policy: &mut Policy) -> Option<WorkerExit> {
-    let take = |request: &[u8]| Job::new(Operation::Validate(request), policy.settings());
-    let practice = match session.start(take) {
+pub(crate) fn start(session: &Session, policy: &mut Policy) -> Option<WorkerExit> {
+    let practice = session.receive(|request| match request {
+        Request::Start { warmup } => {
+            let job = |request| Job::new(Operation::Validate(request), policy.settings());
+            Some(warmup.map(job))
+        }
+        _ => None,
+    });
+    let practice = match practice {
         Ok(Some(practice)) => practice,
         Ok(None) => return Some(WorkerExit::ProtocolViolation),
         Err(error) => return Some(exit_for(&error)),

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use conclave_ipc::channel::ChannelError;
@@ -91,19 +92,23 @@ impl Session {
         self.state().channel.send(reply)
     }
 
-    /// Waits for the order to start, and lets `take` copy what it needs of the practice.
-    /// `None` if the supervisor sent something else.
-    pub(crate) fn start<T>(
+    /// Waits for the next message and lets `take` copy what it needs of it. `None` if it is none
+    /// that the supervisor may send now.
+    pub(crate) fn receive<T>(
         &self,
-        take: impl FnOnce(&[u8]) -> T,
-    ) -> Result<Option<Option<T>>, ChannelError> {
-        match self.state().channel.receive()? {
-            Request::Start { warmup } => Ok(Some(warmup.map(take))),
-            Request::Compile
-            | Request::Load(_)
-            | Request::Evaluate { .. }
-            | Request::HostAnswer(_) => Ok(None),
-        }
+        take: impl FnOnce(Request<'_>) -> Option<T>,
+    ) -> Result<Option<T>, ChannelError> {
+        Ok(take(self.state().channel.receive()?))
+    }
+
+    /// Whether descriptors that come with a message are taken from now on.
+    pub(crate) fn take_descriptors(&self, take: bool) {
+        self.state().channel.stream_mut().take_descriptors(take);
+    }
+
+    /// The descriptor that came with the last message.
+    pub(crate) fn descriptor(&self) -> Option<OwnedFd> {
+        self.state().channel.stream_mut().descriptor()
     }
 
     /// Waits for the next evaluation and lets `take` copy what it needs of it.
@@ -112,16 +117,14 @@ impl Session {
         &self,
         take: impl FnOnce(Operation<'_>) -> T,
     ) -> Result<Option<(EvaluationId, T)>, ChannelError> {
-        let mut state = self.state();
-        let (id, taken) = match state.channel.receive()? {
-            Request::Evaluate { id, operation } => (id, take(operation)),
-            Request::Compile
-            | Request::Load(_)
-            | Request::Start { .. }
-            | Request::HostAnswer(_) => return Ok(None),
-        };
-        state.enter(Stage::Evaluating(id));
-        Ok(Some((id, taken)))
+        let next = self.receive(|request| match request {
+            Request::Evaluate { id, operation } => Some((id, take(operation))),
+            _ => None,
+        })?;
+        if let Some((id, _)) = &next {
+            self.enter(Stage::Evaluating(*id));
+        }
+        Ok(next)
     }
 
     /// Says what the guest runs for from now on; all bounds begin anew.
@@ -290,10 +293,7 @@ impl State {
         match self.channel.receive()? {
             Request::HostAnswer(answer) => Ok(answer.map(<[u8]>::to_vec).map_err(str::to_owned)),
             // The supervisor never does this; a closed channel is the way out.
-            Request::Compile
-            | Request::Load(_)
-            | Request::Start { .. }
-            | Request::Evaluate { .. } => Err(ChannelError::Closed),
+            _ => Err(ChannelError::Closed),
         }
     }
 }

@@ -94,6 +94,7 @@ async fn load_worker(
         contract: *contract,
         settings: spec.settings.as_bytes(),
         runs_at_instantiation: code.facts.runs_at_instantiation,
+        forks: false,
         can_be_set_back: code.facts.obstacle.is_none(),
         memory_bytes_max: spec.memory_bytes_max,
         seal_code: compiler.spawner.seals_code,

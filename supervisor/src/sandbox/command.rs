@@ -150,6 +150,7 @@ async fn try_serving(
     let seen = observer.look_at(process.pid());
     let load = Trial { phase: Phase::Load, report, seen };
     let order = Load {
+        forks: false,
         can_be_set_back: false,
         contract: Contract::Wasi,
         settings: b"{}",

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,6 +26,18 @@ pub(super) fn channel() -> io::Result<UnixStream> {
 fn require_open(number: i32) -> io::Result<()> {
     // SAFETY: fcntl with F_GETFD reads a flag and touches no memory.
     match unsafe { libc::fcntl(number, libc::F_GETFD) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Puts another channel in the place of this process's own, for whoever uses that.
+///
+/// # Errors
+/// `dup3` failed.
+pub(super) fn exchange_channel(channel: &OwnedFd) -> io::Result<()> {
+    // SAFETY: dup3 takes numbers. The owner of the channel's goes on to own what has it now.
+    match unsafe { libc::dup3(channel.as_raw_fd(), CHANNEL_FD, libc::O_CLOEXEC) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }

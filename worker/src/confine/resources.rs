@@ -6,7 +6,7 @@ use std::io;
 use conclave_ipc::Role;
 use conclave_ipc::limits::{
     ADDRESS_BYTES, CODE_BYTES_MAX, COMPILE_MEMORY_BYTES, GUEST_MEMORY_BYTES_CEILING,
-    SERVE_ADDRESS_BYTES, SERVE_OVERHEAD_BYTES,
+    SERVE_ADDRESS_BYTES, SERVE_OVERHEAD_BYTES, ZYGOTE_PROCESSES_MAX,
 };
 use nix::sys::resource::{Resource, setrlimit};
 
@@ -24,10 +24,15 @@ pub(super) fn limit(role: Role) -> io::Result<()> {
         // What the largest guest may have: it can only become less.
         Role::Serve | Role::Snapshot => (0, GUEST_MEMORY_BYTES_CEILING + SERVE_OVERHEAD_BYTES),
     };
+    // It can only become less, so a role that may have to fork is held to less later.
+    let processes = match role {
+        Role::Compile | Role::Serve => 0,
+        Role::Snapshot => ZYGOTE_PROCESSES_MAX,
+    };
     let limits = [
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_FSIZE, file_bytes),
-        (Resource::RLIMIT_NPROC, 0),
+        (Resource::RLIMIT_NPROC, processes),
         (Resource::RLIMIT_MEMLOCK, 0),
         (Resource::RLIMIT_MSGQUEUE, 0),
         (Resource::RLIMIT_LOCKS, 0),
@@ -50,11 +55,12 @@ pub(super) fn limit_data(bytes: u64) -> io::Result<()> {
     set(Resource::RLIMIT_AS, SERVE_ADDRESS_BYTES.saturating_add(bytes))
 }
 
-/// No descriptor can be made any more; those that exist stay usable.
+/// No process and no descriptor can be made any more; those that exist stay usable.
 ///
 /// # Errors
 /// `setrlimit` failed.
-pub(super) fn forbid_descriptors() -> io::Result<()> {
+pub(super) fn forbid_more() -> io::Result<()> {
+    set(Resource::RLIMIT_NPROC, 0)?;
     set(Resource::RLIMIT_NOFILE, 0)
 }
 

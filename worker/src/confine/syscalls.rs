@@ -17,8 +17,10 @@ mod programs {
 pub enum Filter {
     /// Turns a module into native code.
     Compile,
-    /// Maps native code; may install one more filter.
+    /// Maps native code; may install one of the next.
     Load,
+    /// Starts a guest and forks; may install the next.
+    Zygote,
     /// Evaluates requests.
     Serve,
 }
@@ -30,6 +32,7 @@ impl Filter {
         let instructions = match self {
             Self::Compile => programs::COMPILE,
             Self::Load => programs::LOAD,
+            Self::Zygote => programs::ZYGOTE,
             Self::Serve => programs::SERVE,
         };
         instructions.iter().map(|&(code, jt, jf, k)| sock_filter { code, jt, jf, k }).collect()
