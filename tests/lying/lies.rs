@@ -75,6 +75,8 @@ const OVER: &str =
 const OUTPUT: &str = "worker broke the protocol: output beyond the limit";
 const CALLS: &str = "worker broke the protocol: host calls beyond the limit";
 const LARGE_CALL: &str = "worker broke the protocol: host call beyond the limit";
+const ABSURD: &str = "worker broke the protocol: absurd report of a start";
+const UNSEALED: &str = "memory file for the guest can't be made or sealed";
 const CHANNEL: &str = "channel to the worker failed";
 const WEAK: &str = "worker lacks layers of the sandbox: ";
 const OTHER_LENGTH: &str = "compiler announced code of another length";
@@ -251,11 +253,11 @@ pub(crate) const WHILE_SERVING: &[Lie] = &[
     lost("one-too-long", "announce:over", OVER),
     lost("no-length", "announce:0", NO_MESSAGE),
     lost("garbage", "body:222,173,190,239,0,255", NO_MESSAGE),
-    lost("unknown-message", "body:9", NO_MESSAGE),
+    lost("unknown-message", "body:11", NO_MESSAGE),
     lost("message-of-64-bits", "body:253,255,255,255,255,255,255,255,255", NO_MESSAGE),
     lost("trailed", "trailed:verdict", TRAILING),
-    lost("vector-of-4-gib", "body:3,1,252,255,255,255,255", NO_MESSAGE),
-    lost("vector-of-16-eib", "body:3,1,253,255,255,255,255,255,255,255,255", NO_MESSAGE),
+    lost("vector-of-4-gib", "body:4,1,252,255,255,255,255", NO_MESSAGE),
+    lost("vector-of-16-eib", "body:4,1,253,255,255,255,255,255,255,255,255", NO_MESSAGE),
     lost("failure-not-utf-8", "spoilt:failure", NO_MESSAGE),
     lost("fault-not-utf-8", "spoilt:fault", NO_MESSAGE),
     lost("half-a-frame-and-shutdown", "half:verdict shutdown:write", CHANNEL),
@@ -330,6 +332,32 @@ pub(crate) const WHILE_SERVING: &[Lie] = &[
     lie("verdict-not-json", "validate", "verdict-text:certainly go-on", Unreadable),
     lie("verdict-empty", "validate", "verdict-text: go-on", Unreadable),
     lie("verdict-nested", "validate", "verdict-nested:1000000 go-on", Unreadable),
+];
+
+/// Told by a worker that starts its guest once, of a policy that is to be started so.
+pub(crate) const BY_STARTED: &[Lie] = &[
+    // Keeps the supervisor trying for some seconds.
+    lie("started-writable", "start", "map started", NeverServes(UNSEALED)),
+    // Instead of Started.
+    lie("started-twice", "start", "started started", NeverServes(MORE)),
+    lie("started-and-verdict", "start", "started verdict:next", NeverServes(MORE)),
+    lie("started-and-fault", "start", "started fault", NeverServes(MORE)),
+    lie("started-with-too-much", "start", "started:0/134217729", NeverServes(ABSURD)),
+    lie("started-for-ages", "start", "started:4294967295/65536", NeverServes(ABSURD)),
+    lie("loaded-for-start", "start", "loaded", NeverServes("unexpected Loaded")),
+    lie("verdict-for-start", "start", "verdict", NeverServes("unexpected Verdict")),
+    lie("log-for-start", "start", "log", NeverServes("unexpected Log")),
+    lie("call-for-start", "start", "call", NeverServes("unexpected HostCall")),
+    lie("start-garbage", "start", "body:255", NeverServes(NO_MESSAGE)),
+    lie("start-forges", "start", "fault:forged", NeverServes(FORGED)),
+    lie("start-close", "start", "close", NeverServes(CHANNEL)),
+    lie("start-exit-101", "start", "exit:101", NeverServes(PANICKED)),
+    lie("start-segv", "start", "segv", NeverServes(SEGV)),
+    // Instead of an answer.
+    lie("start-again", "continue", "started", Rejected(LOST, "unexpected Started")),
+    lie("continue-twice", "continue", "verdict verdict", Rejected(LOST, MORE)),
+    lie("continue-of-another", "continue", "verdict:next", Rejected(LOST, "unexpected Verdict")),
+    lie("continue-late", "continue", "silence", Rejected(DEADLINE, LATE)),
 ];
 
 /// Told by the worker that replaces another.

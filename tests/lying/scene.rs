@@ -54,6 +54,9 @@ impl Scene {
             if lie.reads_nothing() {
                 keys += &format!("\n  settings: {{ large: {} }}", "x".repeat(LARGE_BYTES));
             }
+            if lie.is_of_a_started() {
+                keys += "\n  start: snapshot";
+            }
             let mut text = format!("{}\n{stage}\n{script}\n", process_name(number));
             if lie.is_told_by_an_heir() {
                 text += &format!("{}\n", place.path(name).display());
@@ -67,6 +70,8 @@ impl Scene {
             "--workers",
             "1",
             "--no-cache",
+            "--start",
+            "fresh",
             "--log-level",
             "warn",
         ];
@@ -277,6 +282,11 @@ impl Lie {
     /// Whether the worker leaves unread what it is sent.
     fn reads_nothing(&self) -> bool {
         self.stage == "unread" || self.name == "settings-never-read"
+    }
+
+    /// Whether it is told by a worker that starts its guest once.
+    fn is_of_a_started(&self) -> bool {
+        ["start", "continue"].contains(&self.stage)
     }
 
     pub(crate) fn is_told_by_an_heir(&self) -> bool {

@@ -5,7 +5,8 @@
 //! [`frames::Frames::put`] and [`deeds`] know), and perhaps a path. Where there is a path,
 //! only the second worker of the policy lies; the workers count themselves with files whose
 //! names begin with it. At all other stages, and without a script, the program does what a
-//! worker should, except that it locks nothing up and says that it has.
+//! worker should, except that it locks nothing up and says that it has, and has no guest that
+//! it could start.
 #![expect(unsafe_code, reason = "takes over inherited descriptors by number")]
 #![expect(clippy::unwrap_used, reason = "a liar that fails says so by its exit code")]
 
@@ -24,7 +25,7 @@ use std::{env, panic};
 
 use conclave_ipc::channel::WorkerEnd;
 use conclave_ipc::message::{Operation, Request};
-use conclave_ipc::{CHANNEL_FD, IMAGE_FD, OUTPUT_FD};
+use conclave_ipc::{CHANNEL_FD, IMAGE_FD, OUTPUT_FD, Role};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{MsgFlags, recv};
@@ -45,9 +46,10 @@ fn main() {
     prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
     // SAFETY: the supervisor hands over these two, and nothing else here owns them.
     let [channel, image] = [CHANNEL_FD, IMAGE_FD].map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-    let compiles = env::args().nth(1).as_deref() == Some("compile");
-    // SAFETY: as above; only in this role there is a third one.
-    let output = compiles.then(|| unsafe { File::from_raw_fd(OUTPUT_FD) });
+    let role = env::args().nth(1).as_deref().and_then(Role::from_arg).unwrap();
+    let compiles = role == Role::Compile;
+    // SAFETY: as above; only in these roles there is a third one.
+    let output = (role != Role::Serve).then(|| unsafe { File::from_raw_fd(OUTPUT_FD) });
     let script = Script::read(&File::from(image), compiles);
     prctl::set_name(&CString::new(script.name.as_str()).unwrap()).unwrap();
     let channel = UnixStream::from(channel);
@@ -55,6 +57,7 @@ fn main() {
         channel: &channel,
         frames: Frames { code_bytes: script.text.len() as u64, ..Frames::default() },
         script,
+        role,
         output,
         unsent: Vec::new(),
     };
@@ -95,7 +98,8 @@ fn turn(path: &str) -> usize {
 struct Liar<'a> {
     channel: &'a UnixStream,
     script: Script,
-    /// Where a compiler writes.
+    role: Role,
+    /// Where a compiler writes, and a worker that keeps the state of its guest.
     output: Option<File>,
     frames: Frames,
     /// The frames of a script go out together, so that the supervisor reads them together.
@@ -125,9 +129,16 @@ impl Liar<'_> {
                 Ok(Request::Evaluate { id, operation }) => {
                     self.frames.id = id.0;
                     match operation {
+                        Operation::Validate(_) if self.role == Role::Snapshot => {
+                            ("continue", "verdict")
+                        }
                         Operation::Validate(_) => ("validate", "verdict"),
                         Operation::ValidateSettings => ("settings", "verdict"),
                     }
+                }
+                Ok(Request::Start { warmup }) if self.role == Role::Snapshot => {
+                    let practises = warmup.is_some() && self.script.stage == "practice";
+                    (if practises { "practice" } else { "start" }, "started")
                 }
                 // To a host call that nobody has waited for.
                 Ok(Request::HostAnswer(_)) => continue,
@@ -148,7 +159,7 @@ impl Liar<'_> {
         let mut head = [0; 7];
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_WAITALL;
         recv(self.channel.as_raw_fd(), &mut head, flags).unwrap();
-        matches!(head, [_, _, _, _, 2, _, 0])
+        matches!(head, [_, _, _, _, 3, _, 0])
     }
 
     /// Plays the script if this is its stage, else says what a worker should. A script ends

@@ -136,6 +136,9 @@ impl Trial<'_> {
         let snapshot = match self.start(request.clone()).await {
             Ok(snapshot) => snapshot,
             Err(error) => {
+                if let (StartMode::Auto, StartError::Worker(error)) = (mode, &error) {
+                    self.warn_if_lost(error);
+                }
                 return self.without_snapshot(error.to_string(), fresh.micros, fresh.worker.ok());
             }
         };
@@ -166,9 +169,6 @@ impl Trial<'_> {
         let mut started = self.start_with(practice).await;
         if can_do_without && matches!(started, Err(StartError::Worker(WorkerError::Fault { .. }))) {
             started = self.start_with(None).await;
-        }
-        if let Err(StartError::Worker(error)) = &started {
-            self.warn_if_lost(error);
         }
         started
     }

@@ -1,5 +1,5 @@
 //! What a liar does beside talking.
-#![expect(unsafe_code, reason = "reads where nothing is mapped")]
+#![expect(unsafe_code, reason = "reads where nothing is mapped, and maps memory")]
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -8,6 +8,7 @@
 
 use std::io::{IoSlice, Read};
 use std::net::Shutdown;
+use std::num::NonZero;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::thread;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use conclave_ipc::CHANNEL_FD;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use crate::Liar;
@@ -50,6 +52,7 @@ impl Liar<'_> {
             "trickle" => self.trickle(argument),
             "rights" => self.send_descriptors(number()),
             "append" => self.append(),
+            "map" => self.keep_writable(),
             "seal" => {
                 let seal = FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SEAL);
                 fcntl(self.output.as_ref().unwrap(), seal).unwrap();
@@ -64,6 +67,7 @@ impl Liar<'_> {
     fn break_down(&mut self, word: &str, argument: &str) {
         match word {
             "silence" | "go-on" => {}
+            "pause" => thread::sleep(Duration::from_millis(argument.parse().unwrap())),
             "answer" => self.take_answer(),
             "shutdown" => {
                 let how = if argument == "read" { Shutdown::Read } else { Shutdown::Write };
@@ -127,6 +131,14 @@ impl Liar<'_> {
             Ok(length) => output.set_len(length).unwrap(),
             Err(_) => output.write_all_at(&self.script.text, 0).unwrap(),
         }
+    }
+
+    /// Maps the file for the state so that it could be changed later.
+    fn keep_writable(&self) {
+        let (page, access) = (NonZero::new(4096).unwrap(), ProtFlags::PROT_WRITE);
+        let output = self.output.as_ref().unwrap();
+        // SAFETY: a new mapping, at an address that the kernel chooses.
+        unsafe { mmap(None, page, access, MapFlags::MAP_SHARED, output, 0) }.unwrap();
     }
 
     /// More of the output, as long as it goes.

@@ -35,6 +35,7 @@ impl Frames {
         match word {
             "confined" => push(out, &Reply::Confined(report(argument))),
             "loaded" => push(out, &Reply::Loaded(report(argument))),
+            "started" => push_started(argument, out),
             "compiled" => self.push_compiled(argument, out),
             "verdict" => push_verdict(out, self.meant(argument), ACCEPTED, ""),
             "verdict-of" => push_verdict(out, id, &padded(length()), ""),
@@ -52,6 +53,10 @@ impl Frames {
             "bad-code" => {
                 let class = FaultClass::BadCode;
                 push(out, &Reply::Fault { id: None, class, message: FORGED });
+            }
+            "no-snapshot" => {
+                let class = FaultClass::Snapshot;
+                push(out, &Reply::Fault { id: None, class, message: "it spoke too early" });
             }
             "log" => {
                 let (stream, text) = (LogStream::Console, long());
@@ -113,6 +118,14 @@ impl Frames {
             ModuleFacts { shape: ModuleShape::Wapc, runs_at_instantiation: false, obstacle: None };
         push(out, &Reply::Compiled { code_bytes, metadata: Some(&metadata), facts });
     }
+}
+
+/// So many microseconds and bytes, if it says so.
+fn push_started(argument: &str, out: &mut Vec<u8>) {
+    let (micros, bytes) = argument.split_once('/').unwrap_or(("0", "65536"));
+    let number = |word: &str| word.parse().unwrap_or(u64::MAX);
+    let start_micros = u32::try_from(number(micros)).unwrap_or(u32::MAX);
+    push(out, &Reply::Started { start_micros, memory_bytes: number(bytes) });
 }
 
 fn push(out: &mut Vec<u8>, reply: &Reply<'_>) {
