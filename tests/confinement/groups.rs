@@ -142,8 +142,9 @@ fn workers_are_born_into_the_group_of_their_policy() {
     let module = place.copy_policy("pod-guard.wasm");
     let module = module.display();
     // A name that is a file's in every group.
-    let policies =
-        format!("guard: {{module: {module}, memory: 64Mi}}\ncgroup.procs: {{module: {module}}}\n");
+    let policies = format!(
+        "guard: {{module: {module}, memory: 64Mi, start: fresh}}\ncgroup.procs: {{module: {module}}}\n"
+    );
     let mut serving = Serving::start(&handed, place, &policies);
     let line = serving.wait_for("workers are born into control groups");
     for name in ["memory", "pids", "cpu"] {
@@ -165,6 +166,10 @@ fn workers_are_born_into_the_group_of_their_policy() {
         assert_eq!(handed.value("workers/p.guard/memory.max"), bytes.to_string());
         assert_eq!(handed.value("workers/p.guard/memory.oom.group"), "1");
         assert_eq!(handed.value("workers/p.guard/pids.max"), "4");
+        // And where a guest may be started once, one more beside them, and its state.
+        let bytes = (3_u64 * (2 * 128 + 512)) << 20;
+        assert_eq!(handed.value("workers/p.cgroup.procs/memory.max"), bytes.to_string());
+        assert_eq!(handed.value("workers/p.cgroup.procs/pids.max"), "5");
     } else {
         skip("this host's cgroup v2 has no controllers for memory and processes");
     }
@@ -192,7 +197,7 @@ fn a_death_for_want_of_memory_is_told_as_one() {
         (memory.fill (i32.const 65536) (i32.const 7) (i32.const 104000000))
         (call $print (i32.const 1))";
     let hungry = place.write("hungry.wasm", policy("wasi", r#"{"accepted":true}"#, body));
-    let policies = format!("hungry: {{module: {}}}\n", hungry.display());
+    let policies = format!("hungry: {{module: {}, start: fresh}}\n", hungry.display());
     let serving = Serving::start(&handed, place, &policies);
     fs::write(handed.0.join("workers/p.hungry/memory.max"), (48 << 20).to_string()).unwrap();
     let answer = Client::connect(&serving.place.path("socket"))

@@ -100,6 +100,7 @@ fn is_needed(phase: Phase, id: &str) -> bool {
     let needed: &[(&str, &str)] = match phase {
         Phase::Compile => &NEEDED_TO_COMPILE,
         Phase::Load => &NEEDED_TO_LOAD,
+        Phase::Zygote => &[],
         Phase::Serve => &[],
     };
     needed.iter().any(|(needed, _)| *needed == id)

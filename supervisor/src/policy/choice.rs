@@ -231,7 +231,6 @@ impl Trial<'_> {
         let (contract, began) = (self.blueprint.contract, Instant::now());
         let time_max = self.policy.time_max.min(PRACTICE_TIME_MAX);
         let mut micros = Vec::new();
-        let mut lost = None;
         while micros.len() < EVALUATIONS_MAX
             && (micros.len() < evaluations_min || began.elapsed() < MEASURING_TIME_MAX)
         {
@@ -247,12 +246,12 @@ impl Trial<'_> {
                 Ok(Answer::Failure(_)) => break,
                 Err(error) => {
                     self.warn_if_lost(&error);
-                    lost = Some(error);
-                    break;
+                    worker.end().await;
+                    return Measured { micros: median(micros), worker: Err(error) };
                 }
             }
         }
-        Measured { micros: median(micros), worker: lost.map_or(Ok(worker), Err) }
+        Measured { micros: median(micros), worker: Ok(worker) }
     }
 }
 

@@ -60,10 +60,19 @@ pub(super) async fn start_snapshot(
 ) -> Result<(Process, u32), StartError> {
     let memory = guest_memory(spec)?;
     let mut process = load_worker(compiler, blueprint, spec, Role::Snapshot, &memory).await?;
-    let start_micros = request_start(&mut process, practice, spec.memory_bytes_max).await?;
-    // Whatever becomes of the worker, the state that its requests start from does not change.
-    blocking(|| memory.seal()).await?;
-    Ok((process, start_micros))
+    let started = match request_start(&mut process, practice, spec.memory_bytes_max).await {
+        // Whatever becomes of the worker, the state that its requests start from does not change.
+        Ok(micros) => blocking(|| memory.seal()).await.map(|_sealed| micros).map_err(Into::into),
+        Err(error) => Err(error.into()),
+    };
+    match started {
+        Ok(micros) => Ok((process, micros)),
+        Err(error) => {
+            // Before another is started, as often as this may happen.
+            process.end().await;
+            Err(error)
+        }
+    }
 }
 
 /// The file that a guest's linear memory is kept in.
