@@ -241,6 +241,14 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_is_for_raw_requests_only_if_it_says_so() {
+        let is_raw = |extra: &str| judges_raw_requests(Some(metadata(extra).as_bytes()));
+        assert!(is_raw(r#","policyType":"raw""#));
+        assert!(!is_raw(r#","policyType":"kubernetes""#) && !is_raw(""));
+        assert!(!judges_raw_requests(None) && !judges_raw_requests(Some(b"{")));
+    }
+
+    #[test]
     fn a_wasi_policy_needs_no_protocol_version() {
         assert_eq!(
             served(r#","executionMode":"wasi","protocolVersion":"Unknown""#),
