@@ -16,7 +16,7 @@ built=$here/built
 work=$root/target/policies
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 triple=wasm32-wasip1
-rust_policies=(label-adder pod-guard raw-gate)
+rust_policies=(host-guard label-adder pod-guard raw-gate secret-guard)
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
@@ -103,14 +103,18 @@ build_debian_std() {
 }
 
 build_rust() {
-    local cargo_env=() flags='' policy
+    local cargo_env=() flags='' policy plain
     # Here, so that rustup and cargo see the same toolchain file.
     cd "$here/rust"
     choose_rust
-    env "${cargo_env[@]}" CARGO_TARGET_DIR="$work/rust" \
-        cargo build --release --locked --target $triple
     for policy in "${rust_policies[@]}"; do
-        annotate "$work/rust/$triple/release/${policy//-/_}.wasm" "$here/rust/$policy" "$policy"
+        # One by one: what one of them needs of a library would make the others larger.
+        env "${cargo_env[@]}" CARGO_TARGET_DIR="$work/rust" \
+            cargo build --release --locked --target $triple --package "$policy"
+        plain=$work/rust/$triple/release/$policy.wasm
+        # Libraries have another name than commands.
+        [[ -f $plain ]] || plain=$work/rust/$triple/release/${policy//-/_}.wasm
+        annotate "$plain" "$here/rust/$policy" "$policy"
     done
 }
 

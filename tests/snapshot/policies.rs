@@ -11,7 +11,7 @@ use crate::scene::key;
 /// A policy, its settings, and what it is asked at which endpoint, with whether it accepts.
 type Case = (&'static str, &'static str, &'static str, &'static [(&'static str, bool)]);
 
-const CASES: [Case; 4] = [
+const CASES: [Case; 6] = [
     (
         "pod-guard",
         "{}",
@@ -21,6 +21,18 @@ const CASES: [Case; 4] = [
             ("pod-privileged.json", false),
             ("deployment-privileged.json", false),
         ],
+    ),
+    (
+        "host-guard",
+        "{}",
+        "validate",
+        &[("pod-ok.json", true), ("pod-careless.json", false), ("pod-delete.json", true)],
+    ),
+    (
+        "secret-guard",
+        "{}",
+        "validate",
+        &[("pod-ok.json", true), ("pod-careless.json", false), ("pod-delete.json", true)],
     ),
     (
         "label-adder",

@@ -1,0 +1,3 @@
+module conclave.example/init
+
+go 1.24

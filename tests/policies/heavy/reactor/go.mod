@@ -1,0 +1,3 @@
+module conclave.example/reactor
+
+go 1.24

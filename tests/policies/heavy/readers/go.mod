@@ -1,0 +1,3 @@
+module conclave.example/readers
+
+go 1.25
