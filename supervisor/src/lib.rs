@@ -33,6 +33,7 @@ mod serve;
 mod spawn;
 mod startup;
 mod warmup;
+mod zygote;
 
 use std::error::Error;
 use std::process::ExitCode;

@@ -31,6 +31,7 @@ use crate::metadata::{Execution, MetadataError};
 use crate::placement::Placement;
 use crate::pool::{Action, Event, Pool, SlotId};
 use crate::process::{Process, WorkerError};
+use crate::zygote::Zygote;
 
 use choice::{Choice, Manner, Trial};
 pub(crate) use evaluation::Done;
@@ -160,6 +161,8 @@ struct Blueprint {
     contract: Contract,
     /// The control group of the policy's workers.
     group: Option<Group>,
+    /// What workers are forked from, if they are.
+    zygote: tokio::sync::Mutex<Option<Arc<Zygote>>>,
 }
 
 /// One policy: what the configuration says, and its workers.
@@ -289,7 +292,8 @@ impl Policy {
             .contract(code.metadata.as_deref(), code.facts.shape)
             .map_err(LoadError::Metadata)?;
         let group = self.group(environment).map_err(LoadError::Group)?;
-        let mut blueprint = Blueprint { code, contract, group };
+        let mut blueprint =
+            Blueprint { code, contract, group, zygote: tokio::sync::Mutex::default() };
         let mut started = start_fresh(compiler, &blueprint, &self.spec).await;
         if let Err(StartError::Worker(WorkerError::Fault { class: FaultClass::BadCode, message })) =
             &started
@@ -307,6 +311,10 @@ impl Policy {
         self.check_settings(environment, &mut process, contract).await?;
         let trial = Trial { policy: self, compiler, blueprint: &blueprint };
         let (choice, process) = trial.choose(process).await?;
+        if choice.manner == Manner::Fresh {
+            // What was tried is of no more use.
+            blueprint.zygote.get_mut().take();
+        }
         choice.log(self.name());
         self.choice.get_or_init(|| choice);
         let process = match process {

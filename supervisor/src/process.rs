@@ -4,9 +4,12 @@
 //! trusted: a message that is malformed, unexpected or about another evaluation ends it.
 #![forbid(unsafe_code)]
 
+mod life;
+
 use std::fmt;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use conclave_ipc::exit::WorkerExit;
@@ -16,20 +19,23 @@ use conclave_ipc::limits::{FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, REPLY_BYTES_MAX};
 use conclave_ipc::message::{Confinement, EvaluationId, FaultClass, Reply, Request};
 use conclave_ipc::{Phase, Role};
 use nix::sys::signal::Signal;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use thiserror::Error;
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use crate::cgroup::Group;
 use crate::placement::{InFlight, Placement, Seat};
-use crate::spawn::{LifeGuard, Spawned, Spawner, Start, describe_failed_spawn, register};
+use crate::spawn::{LifeGuard, Spawned, Spawner, Start, describe_failed_spawn};
+use crate::zygote::Zygote;
 
-/// From exec to the first message; three milliseconds when the machine is idle.
-const START_TIME_MAX: Duration = Duration::from_secs(10);
+use life::Life;
+
+/// From exec, or a fork, to the first message; three milliseconds when the machine is idle.
+pub(crate) const START_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Why a worker is of no more use. Every case ends it.
 #[derive(Debug, Error)]
@@ -99,6 +105,17 @@ fn syscall_name(number: u32) -> String {
     known.map_or_else(|| format!("number {number:#x}"), |call| call.name().to_owned())
 }
 
+/// A worker that was forked, seen from its grandparent.
+#[derive(Debug)]
+pub(crate) struct Forked {
+    /// Its number, as the zygote knows it.
+    pub(crate) child: u32,
+    /// Its number, as we do.
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) channel: UnixStream,
+}
+
 /// How a worker process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Death {
@@ -156,6 +173,8 @@ impl From<WaitStatus> for Death {
 #[derive(Debug)]
 pub(crate) struct Process {
     life: Life,
+    /// What it was forked from.
+    zygote: Option<Arc<Zygote>>,
     stream: UnixStream,
     incoming: FrameBuffer,
     outgoing: Vec<u8>,
@@ -201,10 +220,11 @@ impl Process {
         phase: Phase,
         group: Option<Group>,
     ) -> io::Result<Self> {
-        let life = Life::new(spawned.pidfd, guard)?;
+        let life = Life::of_child(spawned.pidfd, guard)?;
         tracing::debug!(pid = spawned.pid.as_raw(), "worker started");
         Ok(Self {
             life,
+            zygote: None,
             stream: UnixStream::from_std(spawned.channel)?,
             incoming: FrameBuffer::new(REPLY_BYTES_MAX),
             outgoing: Vec::new(),
@@ -217,6 +237,60 @@ impl Process {
             memory_kills: group.as_ref().map_or(0, Group::memory_kills),
             group,
         })
+    }
+
+    /// A worker that was forked from this zygote, once it says that it is locked up.
+    ///
+    /// # Errors
+    /// It can't be watched, or speaks out of turn.
+    pub(crate) async fn forked(
+        zygote: &Arc<Zygote>,
+        of: &Self,
+        forked: Forked,
+        guard: LifeGuard,
+    ) -> Result<(Self, Confinement), WorkerError> {
+        let Forked { child, pid, pidfd, channel } = forked;
+        let life = Life::of_grandchild(pidfd, guard, Arc::clone(zygote), child)
+            .map_err(WorkerError::Spawn)?;
+        tracing::debug!(pid = pid.as_raw(), zygote = of.pid.as_raw(), "worker forked");
+        let mut process = Self {
+            life,
+            zygote: Some(Arc::clone(zygote)),
+            stream: channel,
+            incoming: FrameBuffer::new(REPLY_BYTES_MAX),
+            outgoing: Vec::new(),
+            handed_out: false,
+            birth_layers: of.birth_layers,
+            evaluations: 0,
+            pid,
+            seat: Seat::default(),
+            phase: Phase::Load,
+            group: of.group.clone(),
+            memory_kills: of.group.as_ref().map_or(0, Group::memory_kills),
+        };
+        let deadline = Instant::now() + START_TIME_MAX;
+        let report = process
+            .until(deadline, async |process| match process.receive().await? {
+                Reply::Loaded(report) => Ok(process.loaded(report)),
+                other => Err(unexpected(&other, Phase::Zygote)),
+            })
+            .await?;
+        Ok((process, report))
+    }
+
+    /// What it was forked from.
+    pub(crate) fn zygote(&self) -> Option<&Arc<Zygote>> {
+        self.zygote.as_ref()
+    }
+
+    /// Notes that it starts its guest, and will be forked.
+    pub(crate) fn will_fork(&mut self) {
+        self.phase = Phase::Zygote;
+    }
+
+    /// Whether it is to be forked, and evaluates nothing itself.
+    pub(crate) fn forks(&self) -> bool {
+        self.phase == Phase::Zygote
     }
 
     async fn await_confinement(&mut self) -> Result<Confinement, WorkerError> {
@@ -272,6 +346,31 @@ impl Process {
             .map_err(WorkerError::Unsendable)?;
         self.stream.write_all(&self.outgoing).await.map_err(WorkerError::Channel)?;
         Ok(())
+    }
+
+    /// Sends one short message, and a descriptor with it.
+    ///
+    /// # Errors
+    /// The channel is broken, or full, which it is not before an answer was waited for.
+    pub(crate) async fn send_with(
+        &mut self,
+        request: &Request<'_>,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<(), WorkerError> {
+        frame::encode(request, FRAME_BYTES_MAX, &mut self.outgoing)
+            .map_err(WorkerError::Unsendable)?;
+        let (stream, bytes) = (&self.stream, [IoSlice::new(&self.outgoing)]);
+        let sent = stream.async_io(Interest::WRITABLE, || {
+            let descriptors = [descriptor.as_raw_fd()];
+            let with = [ControlMessage::ScmRights(&descriptors)];
+            let flags = MsgFlags::MSG_NOSIGNAL;
+            Ok(sendmsg::<()>(stream.as_raw_fd(), &bytes, &with, flags, None)?)
+        });
+        match sent.await {
+            Ok(sent) if sent == self.outgoing.len() => Ok(()),
+            Ok(_) => Err(WorkerError::Channel(io::ErrorKind::WriteZero.into())),
+            Err(error) => Err(WorkerError::Channel(error)),
+        }
     }
 
     /// Lets go of the last message, and of memory that only a large one needed.
@@ -421,80 +520,5 @@ pub(crate) fn unexpected(reply: &Reply<'_>, phase: Phase) -> WorkerError {
             WorkerError::Fault { class: *class, message }
         }
         other => WorkerError::Violation(format!("unexpected {}", other.name())),
-    }
-}
-
-/// The process behind a process descriptor. Killed and reaped when dropped.
-#[derive(Debug)]
-struct Life(Option<Living>);
-
-/// A process that is not reaped yet.
-#[derive(Debug)]
-struct Living {
-    pidfd: AsyncFd<OwnedFd>,
-    /// Counts the process until it is reaped.
-    _guard: LifeGuard,
-}
-
-impl Life {
-    fn new(pidfd: OwnedFd, guard: LifeGuard) -> io::Result<Self> {
-        Ok(Self(Some(Living { pidfd: register(pidfd)?, _guard: guard })))
-    }
-
-    async fn death(&self) -> Death {
-        match &self.0 {
-            Some(living) => death_of(&living.pidfd).await,
-            None => Death::Unknown,
-        }
-    }
-
-    async fn end(&mut self) {
-        if let Some(living) = self.0.take() {
-            kill_and_reap(living).await;
-        }
-    }
-}
-
-async fn kill_and_reap(living: Living) {
-    if let Err(error) = kill(&living.pidfd) {
-        tracing::error!(%error, "worker can't be killed");
-    }
-    death_of(&living.pidfd).await;
-    let reaped = waitid(
-        Id::PIDFd(living.pidfd.get_ref().as_fd()),
-        WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
-    );
-    tracing::debug!(?reaped, "worker is gone");
-}
-
-/// Ends when the process does, and leaves it to be reaped.
-async fn death_of(pidfd: &AsyncFd<OwnedFd>) -> Death {
-    // Readable as soon as the process has ended (pidfd_open(2)).
-    if pidfd.readable().await.is_err() {
-        return Death::Unknown;
-    }
-    // WNOWAIT leaves the status for whoever asks next; `Drop` takes it.
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    waitid(Id::PIDFd(pidfd.get_ref().as_fd()), flags).map_or(Death::Unknown, Death::from)
-}
-
-impl Drop for Life {
-    fn drop(&mut self) {
-        let Some(living) = self.0.take() else { return };
-        if let Err(error) = kill(&living.pidfd) {
-            tracing::error!(%error, "worker can't be killed");
-        }
-        // Without a runtime the supervisor is ending, and init reaps.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(kill_and_reap(living));
-        }
-    }
-}
-
-fn kill(pidfd: &AsyncFd<OwnedFd>) -> io::Result<()> {
-    match rustix::process::pidfd_send_signal(pidfd.get_ref(), rustix::process::Signal::KILL) {
-        // Already ended.
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }

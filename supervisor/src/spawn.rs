@@ -280,7 +280,7 @@ impl Forge {
 
 /// Has the kernel refuse descriptors that a worker sends. One that can't drops them when the
 /// message is read.
-fn take_no_descriptors(channel: &UnixStream) {
+pub(crate) fn take_no_descriptors(channel: &UnixStream) {
     let off: libc::c_int = 0;
     let length = libc::socklen_t::try_from(size_of_val(&off)).unwrap_or_default();
     let fd = channel.as_raw_fd();

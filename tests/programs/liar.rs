@@ -142,7 +142,7 @@ impl Liar<'_> {
                 }
                 // To a host call that nobody has waited for.
                 Ok(Request::HostAnswer(_)) => continue,
-                Ok(Request::Compile | Request::Start { .. }) | Err(_) => return,
+                Ok(_) | Err(_) => return,
             };
             self.at(stage, honest);
             if stage == "validate" && self.script.stage == "idle" {

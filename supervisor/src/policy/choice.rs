@@ -175,9 +175,9 @@ impl Trial<'_> {
 
     async fn start_with(&self, practice: Option<Vec<u8>>) -> Result<Snapshot, StartError> {
         let Self { policy, compiler, blueprint } = self;
-        let started = start_snapshot(compiler, blueprint, &policy.spec, practice.as_deref());
+        let started = start_snapshot(compiler, blueprint, &policy.spec, practice.as_deref(), None);
         let (process, start_micros) = started.await?;
-        Ok(Snapshot { process, start_micros, practice })
+        Ok(Snapshot { process, start_micros: start_micros.unwrap_or_default(), practice })
     }
 
     /// A worker that did not end by its guest's doing is news, even if another way is found.

@@ -14,6 +14,7 @@ use super::choice::Manner;
 use super::station::{StartError, Station};
 use crate::log::shorten;
 use crate::process::Process;
+use crate::zygote::Zygote;
 
 /// Wait after a successor could not be started.
 const RETRY_PAUSE: Duration = Duration::from_secs(10);
@@ -23,19 +24,22 @@ pub(super) struct Renewal {
     /// Never, without a state to be renewed.
     due: Option<Instant>,
     uses_left: u64,
+    /// What the worker was forked from, which is as old as its state.
+    old: Option<Arc<Zygote>>,
     /// At most one, aborted when dropped.
     starting: JoinSet<Result<Process, StartError>>,
 }
 
 impl Renewal {
     /// Of a worker that was just started.
-    pub(super) fn new(station: &Station) -> Self {
+    pub(super) fn new(station: &Station, worker: &Process) -> Self {
         let Starting { age_max, uses_max, .. } = station.policy.starting;
         let due = match station.policy.manner() {
             Manner::Fresh => None,
             Manner::Snapshot { .. } => Instant::now().checked_add(jittered(age_max, chance())),
         };
-        Self { due, uses_left: uses_max.get(), starting: JoinSet::new() }
+        let old = worker.zygote().cloned();
+        Self { due, uses_left: uses_max.get(), old, starting: JoinSet::new() }
     }
 
     /// Counts a job.
@@ -54,7 +58,7 @@ impl Renewal {
         loop {
             if self.starting.is_empty() {
                 sleep_until(*due).await;
-                self.starting.spawn(start(station));
+                self.starting.spawn(start(station, self.old.clone()));
             }
             match self.starting.join_next().await {
                 Some(Ok(Ok(process))) => return process,
@@ -72,7 +76,10 @@ impl Renewal {
 }
 
 /// Starts a worker beside those that there are, in turn with the policy's other stations.
-fn start(station: &Station) -> impl Future<Output = Result<Process, StartError>> + use<> {
+fn start(
+    station: &Station,
+    replaces: Option<Arc<Zygote>>,
+) -> impl Future<Output = Result<Process, StartError>> + use<> {
     let station = Station {
         policy: Arc::clone(&station.policy),
         environment: Arc::clone(&station.environment),
@@ -82,7 +89,7 @@ fn start(station: &Station) -> impl Future<Output = Result<Process, StartError>>
     async move {
         // Never closed, so there is no error.
         let _turn = station.policy.renewals.acquire().await;
-        station.start().await
+        station.start(replaces.as_ref()).await
     }
 }
 

@@ -23,6 +23,7 @@ use crate::pool::{Action, Event, SlotId};
 use crate::process::{Process, WorkerError};
 use crate::sandbox::Weaker;
 use crate::spawn::Start;
+use crate::zygote::{self, Zygote};
 
 /// Why a worker does not host the policy.
 #[derive(Debug, Error)]
@@ -50,9 +51,43 @@ pub(super) async fn start_fresh(
     load_worker(compiler, blueprint, spec, Role::Serve, &guest_memory(spec)?).await
 }
 
-/// Starts a worker and, with that request for practice, its guest; gives how long the guest
-/// took, in microseconds.
+/// Has a worker that goes on from where its guest was started, with that request for practice;
+/// gives how long the guest took to start, in microseconds, if it was started now. It is not
+/// to come from the zygote of the worker that it replaces.
 pub(super) async fn start_snapshot(
+    compiler: &Compiler,
+    blueprint: &Blueprint,
+    spec: &PolicySpec,
+    practice: Option<&[u8]>,
+    replaces: Option<&Arc<Zygote>>,
+) -> Result<(Process, Option<u32>), StartError> {
+    let mut current = blueprint.zygote.lock().await;
+    let renewed = |zygote: &&Arc<Zygote>| replaces.is_none_or(|old| !Arc::ptr_eq(old, zygote));
+    if let Some(zygote) = current.as_ref().filter(renewed) {
+        let forked = fork(compiler, zygote).await;
+        if forked.is_err() {
+            *current = None;
+        }
+        return Ok((forked?, None));
+    }
+    let (process, start_micros) = start_guest(compiler, blueprint, spec, practice).await?;
+    if !process.forks() {
+        return Ok((process, Some(start_micros)));
+    }
+    let zygote = Zygote::new(process, compiler.spawner.living().clone());
+    let worker = fork(compiler, &zygote).await?;
+    *current = Some(zygote);
+    Ok((worker, Some(start_micros)))
+}
+
+async fn fork(compiler: &Compiler, zygote: &Arc<Zygote>) -> Result<Process, StartError> {
+    let (worker, report) = zygote.fork().await?;
+    compiler.sandbox.require_loaded(report.layers)?;
+    Ok(worker)
+}
+
+/// Starts a worker and its guest.
+async fn start_guest(
     compiler: &Compiler,
     blueprint: &Blueprint,
     spec: &PolicySpec,
@@ -89,7 +124,7 @@ async fn load_worker(
     role: Role,
     memory: &Draft,
 ) -> Result<Process, StartError> {
-    let Blueprint { code, contract, group } = blueprint;
+    let Blueprint { code, contract, group, .. } = blueprint;
     let start = Start {
         role,
         label: spec.name.as_str(),
@@ -99,17 +134,21 @@ async fn load_worker(
     };
     let (mut process, report) = Process::start(&compiler.spawner, start).await?;
     compiler.sandbox.require(report.layers)?;
+    let forks = role == Role::Snapshot && zygote::can_fork(report.layers);
     let load = Load {
         contract: *contract,
         settings: spec.settings.as_bytes(),
         runs_at_instantiation: code.facts.runs_at_instantiation,
-        forks: false,
+        forks,
         can_be_set_back: code.facts.obstacle.is_none(),
         memory_bytes_max: spec.memory_bytes_max,
         seal_code: compiler.spawner.seals_code,
     };
     let report = request_load(&mut process, load).await?;
     compiler.sandbox.require_loaded(report.layers)?;
+    if forks {
+        process.will_fork();
+    }
     Ok(process)
 }
 
@@ -137,21 +176,26 @@ impl Station {
         });
     }
 
-    /// Starts a worker as it was chosen for the policy.
-    pub(super) async fn start(&self) -> Result<Process, StartError> {
+    /// Starts a worker as it was chosen for the policy, not from the zygote of the one that it
+    /// replaces.
+    pub(super) async fn start(
+        &self,
+        replaces: Option<&Arc<Zygote>>,
+    ) -> Result<Process, StartError> {
         let Self { policy, environment, blueprint, .. } = self;
         let (compiler, spec) = (&environment.compiler, &policy.spec);
         match policy.manner() {
             Manner::Fresh => start_fresh(compiler, blueprint, spec).await,
             Manner::Snapshot { practice } => {
-                let started = start_snapshot(compiler, blueprint, spec, practice.as_deref());
+                let practice = practice.as_deref();
+                let started = start_snapshot(compiler, blueprint, spec, practice, replaces);
                 started.await.map(|(process, _)| process)
             }
         }
     }
 
     pub(super) async fn start_and_work(self) {
-        match self.start().await {
+        match self.start(None).await {
             Ok(process) => self.work(process).await,
             Err(error) => {
                 let error = error.to_string();
@@ -169,7 +213,7 @@ impl Station {
         let (inbox, mut jobs) = mpsc::channel(1);
         self.policy.state().inboxes.insert(self.slot, inbox);
         self.report_alive(Event::Started(self.slot));
-        let mut renewal = Renewal::new(&self);
+        let mut renewal = Renewal::new(&self, &process);
         loop {
             let job = tokio::select! {
                 // A job that comes with the worker's end is for another one.
@@ -181,7 +225,7 @@ impl Station {
                 successor = renewal.successor(&self) => {
                     // The pool need not know: its next job is for this one.
                     process = successor;
-                    renewal = Renewal::new(&self);
+                    renewal = Renewal::new(&self, &process);
                     tracing::debug!(policy = self.policy.name(), "worker is renewed");
                     continue;
                 }
