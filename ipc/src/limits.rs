@@ -64,6 +64,9 @@ pub const GUEST_MEMORY_BYTES_CEILING: u64 = 4 << 30;
 /// Stack of a guest. Wasmtime's own default; deep recursion traps there.
 pub const GUEST_STACK_BYTES: usize = 512 << 10;
 
+/// Tables of one module. Toolchains emit one.
+pub const TABLES_MAX: usize = 16;
+
 /// Elements of one table. Go and Rust modules have a few thousand.
 pub const TABLE_ELEMENTS_MAX: usize = 1 << 20;
 

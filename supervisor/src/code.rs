@@ -232,10 +232,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
 /// From [`Request::Load`] to [`Reply::Loaded`]: mapping code takes milliseconds.
 const LOAD_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// From [`Request::Start`] to [`Reply::Started`]: an interpreter that reads its library at its
-/// start can take seconds.
-const SNAPSHOT_TIME_MAX: Duration = Duration::from_secs(60);
-
 /// Has a worker in the compile role do its work: the length of the code, the metadata section,
 /// and what the module's other sections say.
 ///
@@ -284,10 +280,11 @@ pub(crate) async fn request_start(
     process: &mut Process,
     practice: Option<&[u8]>,
     memory_bytes_max: u64,
+    time_max: Duration,
 ) -> Result<u32, WorkerError> {
     let began = Instant::now();
     process
-        .until(began + SNAPSHOT_TIME_MAX, async |process| {
+        .until(began + time_max, async |process| {
             process.send(&Request::Start { warmup: practice }).await?;
             match process.receive().await? {
                 Reply::Started { start_micros, memory_bytes } => {

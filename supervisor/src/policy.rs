@@ -53,6 +53,12 @@ pub(crate) struct Starting {
     pub(crate) uses_max: NonZeroU64,
 }
 
+/// How much longer than a request the check of settings may take, which is done once.
+const SETTINGS_TIME_FACTOR: u32 = 10;
+
+/// How much longer than the check of its settings, and a request, a guest may take to start.
+const START_TIME_FACTOR: u32 = 4;
+
 /// What holds for all policies.
 #[derive(Debug)]
 pub(crate) struct Environment {
@@ -161,6 +167,8 @@ struct Blueprint {
     contract: Contract,
     /// The control group of the policy's workers.
     group: Option<Group>,
+    /// What starting a guest once may take.
+    start_time_max: Duration,
     /// What workers are forked from, if they are.
     zygote: tokio::sync::Mutex<Option<Arc<Zygote>>>,
 }
@@ -292,8 +300,13 @@ impl Policy {
             .contract(code.metadata.as_deref(), code.facts.shape)
             .map_err(LoadError::Metadata)?;
         let group = self.group(environment).map_err(LoadError::Group)?;
-        let mut blueprint =
-            Blueprint { code, contract, group, zygote: tokio::sync::Mutex::default() };
+        let mut blueprint = Blueprint {
+            code,
+            contract,
+            group,
+            start_time_max: self.time_max,
+            zygote: tokio::sync::Mutex::default(),
+        };
         let mut started = start_fresh(compiler, &blueprint, &self.spec).await;
         if let Err(StartError::Worker(WorkerError::Fault { class: FaultClass::BadCode, message })) =
             &started
@@ -308,7 +321,11 @@ impl Policy {
             started = start_fresh(compiler, &blueprint, &self.spec).await;
         }
         let mut process = started.map_err(LoadError::Worker)?;
+        let began = Instant::now();
         self.check_settings(environment, &mut process, contract).await?;
+        // That was a start and not much more. The practice is bounded as a request is.
+        blueprint.start_time_max =
+            began.elapsed().saturating_mul(START_TIME_FACTOR).saturating_add(self.time_max);
         let trial = Trial { policy: self, compiler, blueprint: &blueprint };
         let (choice, process) = trial.choose(process).await?;
         if choice.manner == Manner::Fresh {
@@ -368,7 +385,9 @@ impl Policy {
         process: &mut Process,
         contract: Contract,
     ) -> Result<(), LoadError> {
-        let (operation, time_max) = (Operation::ValidateSettings, self.time_max);
+        // No client waits for it, and a guest that is started once is slow only now.
+        let time_max = self.time_max.saturating_mul(SETTINGS_TIME_FACTOR);
+        let operation = Operation::ValidateSettings;
         let done = self.ask(process, contract, operation, Duration::ZERO, time_max).await;
         done.log.write(self.name(), "");
         let done = done.unless_lost().map_err(|error| LoadError::Worker(error.into()))?;

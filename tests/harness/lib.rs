@@ -391,7 +391,10 @@ impl Daemon {
     /// Everything logged so far.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
+        let mut log = fs::read_to_string(&self.log).unwrap();
+        // It may be about to write the rest of a line.
+        log.truncate(log.rfind('\n').map_or(0, |end| end + 1));
+        log
     }
 
     /// The log's lines as JSON.

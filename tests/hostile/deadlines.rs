@@ -90,7 +90,8 @@ fn a_policy_that_turns_hostile_in_its_initialisers_is_ended_at_its_deadline() {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let zero_hour = now + Duration::from_secs(seconds_to_be_ready);
         let town = Town::new(
-            &["_start", "wapc_init", "start section"].map(|place| time_bomb(place, zero_hour)),
+            &["_start", "wapc_init", "start section"]
+                .map(|place| time_bomb(place, zero_hour).fresh()),
         );
         let policies = ["bomb-in-_start", "bomb-in-wapc_init", "bomb-in-start-section"];
         let in_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() < zero_hour;

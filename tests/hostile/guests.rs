@@ -134,6 +134,12 @@ impl Guest {
         Self::of_text(name, contract, &text)
     }
 
+    /// The same policy, started anew for every request.
+    pub(crate) fn fresh(mut self) -> Self {
+        self.keys = "  start: fresh\n";
+        self
+    }
+
     /// The same policy with a deadline that a test can wait for.
     pub(crate) fn hurried(mut self) -> Self {
         self.timeout_seconds = 0.5;

@@ -2,4 +2,4 @@
 
 pub(crate) const OUTPUT: &str = "output";
 pub(crate) const HOST_CALL: &str = "host call";
-pub(crate) const EXIT: &str = "exit";
+pub(crate) const EXIT: &str = "it ends without reading";

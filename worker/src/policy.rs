@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use conclave_ipc::Role;
 use conclave_ipc::exit::WorkerExit;
-use conclave_ipc::limits::{MESSAGE_BYTES_MAX, TABLE_ELEMENTS_MAX};
+use conclave_ipc::limits::{MESSAGE_BYTES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
 use conclave_ipc::message::{Contract, FaultClass, Load, Operation};
 use wasmtime::{Engine, InstancePre, Linker, Module, Store, Trap};
 
@@ -186,6 +186,11 @@ fn require_export(module: &Module, contract: Contract) -> Result<(), Fault> {
 /// too: a limit that is passed from the start is told when the policy is loaded.
 fn require_room(module: &Module, memory_bytes_max: u64) -> Result<u64, Fault> {
     let required = module.resources_required();
+    if required.num_tables as usize > TABLES_MAX {
+        let message =
+            format!("the module has {} tables; {TABLES_MAX} are allowed", required.num_tables);
+        return Err(Fault::new(FaultClass::Link, message));
+    }
     if let Some(elements) = required.max_initial_table_size
         && elements > TABLE_ELEMENTS_MAX as u64
     {

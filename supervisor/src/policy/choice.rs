@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use conclave_ipc::message::{Contract, Operation};
+use conclave_ipc::message::Operation;
 use tokio::time::Instant;
 
 use super::evaluation::Answer;
@@ -126,14 +126,13 @@ impl Trial<'_> {
             return self.without_snapshot(obstacle.describe().to_owned(), None, Some(fresh));
         }
         // First without a snapshot: a request that its guest does not answer is none to
-        // practise with, and this worker has a deadline for it.
+        // practise with, and this worker has a deadline for it. A guest that is slow to start
+        // may still answer in time once it is started.
         let fresh = self.measure(fresh, request.as_deref(), 1).await;
-        if mode == StartMode::Auto && matches!(fresh.worker, Err(WorkerError::Deadline)) {
-            let reason = "it does not answer the practice request in time".to_owned();
-            return self.without_snapshot(reason, fresh.micros, None);
-        }
-        let request = request.filter(|_| fresh.micros.is_some());
-        let snapshot = match self.start(request.clone()).await {
+        let practice = request.clone().filter(|_| fresh.micros.is_some());
+        let slow = matches!(fresh.worker, Err(WorkerError::Deadline));
+        let request = request.filter(|_| practice.is_some() || slow);
+        let snapshot = match self.start(practice).await {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 if let (StartMode::Auto, StartError::Worker(error)) = (mode, &error) {
@@ -165,7 +164,7 @@ impl Trial<'_> {
 
     /// Starts a guest once for all requests, without practice if it fails with it.
     async fn start(&self, practice: Option<Vec<u8>>) -> Result<Snapshot, StartError> {
-        let can_do_without = practice.is_some() && self.blueprint.contract == Contract::Wapc;
+        let can_do_without = practice.is_some();
         let mut started = self.start_with(practice).await;
         if can_do_without && matches!(started, Err(StartError::Worker(WorkerError::Fault { .. }))) {
             started = self.start_with(None).await;
@@ -202,7 +201,12 @@ impl Trial<'_> {
         let process = match measured.worker {
             Ok(process) => process,
             Err(error) => {
-                let reason = format!("a started guest failed: {error}");
+                let reason = match error {
+                    WorkerError::Deadline => {
+                        "it does not answer the practice request in time".to_owned()
+                    }
+                    error => format!("a started guest failed: {error}"),
+                };
                 return (Choice::fresh(reason, fresh_micros), fresh.worker.ok());
             }
         };
@@ -239,11 +243,13 @@ impl Trial<'_> {
                 self.policy.ask(&mut worker, contract, operation, Duration::ZERO, time_max).await;
             match done.answer {
                 // Not longer than it took by our own clock, whatever the worker says.
-                Ok(Answer::Verdict { guest_micros, .. }) => {
+                Ok(answer) => {
                     let worked = u32::try_from(done.worked.as_micros()).unwrap_or(u32::MAX);
-                    micros.push(guest_micros.min(worked));
+                    micros.push(match answer {
+                        Answer::Verdict { guest_micros, .. } => guest_micros.min(worked),
+                        Answer::Failure(_) => worked,
+                    });
                 }
-                Ok(Answer::Failure(_)) => break,
                 Err(error) => {
                     self.warn_if_lost(&error);
                     worker.end().await;
@@ -282,7 +288,10 @@ fn is_better(snapshot: Option<u32>, fresh: Option<u32>, start: u32) -> (bool, St
             (snapshot < fresh, format!("measured {} against {}", Micros(faster), Micros(slower)))
         }
         (None, Some(_)) => (false, "a started guest does not answer the request".to_owned()),
-        (_, None) => {
+        (Some(snapshot), None) => {
+            (true, format!("measured {}; otherwise no answer in time", Micros(snapshot)))
+        }
+        (None, None) => {
             (start > START_MICROS_WORTH, format!("not measured; a start takes {}", Micros(start)))
         }
     }

@@ -95,7 +95,8 @@ async fn start_guest(
 ) -> Result<(Process, u32), StartError> {
     let memory = guest_memory(spec)?;
     let mut process = load_worker(compiler, blueprint, spec, Role::Snapshot, &memory).await?;
-    let started = match request_start(&mut process, practice, spec.memory_bytes_max).await {
+    let (memory_bytes_max, time_max) = (spec.memory_bytes_max, blueprint.start_time_max);
+    let started = match request_start(&mut process, practice, memory_bytes_max, time_max).await {
         // Whatever becomes of the worker, the state that its requests start from does not change.
         Ok(micros) => blocking(|| memory.seal()).await.map(|_sealed| micros).map_err(Into::into),
         Err(error) => Err(error.into()),

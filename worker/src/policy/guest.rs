@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use conclave_ipc::limits::TABLE_ELEMENTS_MAX;
+use conclave_ipc::limits::{TABLE_ELEMENTS_MAX, TABLES_MAX};
 use conclave_ipc::message::FaultClass;
 use wapc::ModuleState;
 use wasmtime::{Error, ResourceLimiter, Result};
@@ -67,5 +67,17 @@ impl ResourceLimiter for Guest {
             "table limit of {TABLE_ELEMENTS_MAX} elements exceeded: the guest asked for {desired}"
         );
         Err(Error::new(self.session.breach(FaultClass::Memory, message)))
+    }
+
+    fn tables(&self) -> usize {
+        TABLES_MAX
+    }
+
+    fn instances(&self) -> usize {
+        1
+    }
+
+    fn memories(&self) -> usize {
+        1
     }
 }
