@@ -73,11 +73,11 @@ const CASES: [Case; 8] = [
     Case {
         file: "go-kyverno.wasm",
         what: "Go command, Kyverno",
-        settings: "{policy: {apiVersion: kyverno.io/v1, kind: ClusterPolicy, \
+        settings: "{policy: '{apiVersion: kyverno.io/v1, kind: ClusterPolicy, \
                    metadata: {name: labels}, spec: {rules: [{name: labels, \
                    match: {any: [{resources: {kinds: [Pod]}}]}, \
                    validate: {message: a label is missing, \
-                   pattern: {metadata: {labels: {app.kubernetes.io/name: '?*'}}}}}]}}}",
+                   pattern: {metadata: {labels: {app.kubernetes.io/name: \"?*\"}}}}}]}}'}",
     },
 ];
 
