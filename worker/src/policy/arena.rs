@@ -392,3 +392,68 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: *mut c_
         _ => unsafe { libc::_exit(libc::EXIT_FAILURE) },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use wasmtime::{Engine, Instance, Module, Store};
+
+    use super::*;
+
+    const PAGES: usize = 256;
+
+    /// One test, as there is one arena in a process.
+    #[test]
+    fn memory_is_set_back_in_every_byte_and_in_size() {
+        let arena = Arena::reserve().unwrap();
+        let engine: Engine = super::super::engine::new(Some(arena)).unwrap();
+        note_writes().unwrap();
+        let file = File::from(memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap());
+        let bytes_max = PAGES * WASM_PAGE_BYTES;
+        file.set_len(bytes_max as u64).unwrap();
+        arena.back(Some(file), bytes_max).unwrap();
+
+        let mut store = Store::new(&engine, ());
+        let text = r#"(module (memory (export "memory") 2))"#;
+        let module = Module::new(&engine, wat::parse_str(text).unwrap()).unwrap();
+        let instance = Instance::new(&mut store, &module, &[]).unwrap();
+        let memory = instance.get_memory(&mut store, "memory").unwrap();
+        memory.grow(&mut store, 158).unwrap();
+        let pattern = |index: usize| (index / 7).to_le_bytes()[0];
+        for (index, byte) in memory.data_mut(&mut store).iter_mut().enumerate() {
+            *byte = pattern(index);
+        }
+        arena.keep().unwrap();
+
+        // First a few pages, then more than are copied back, then a few again.
+        for step in [30_001, 4001, 70_001] {
+            for (index, byte) in memory.data_mut(&mut store).iter_mut().enumerate().step_by(step) {
+                *byte = !pattern(index);
+            }
+            let before = memory.grow(&mut store, 3).unwrap();
+            assert_eq!(before, 160, "a size that was not set back");
+            let grown = memory.data_mut(&mut store).get_mut(160 * WASM_PAGE_BYTES..).unwrap();
+            assert!(grown.iter().all(|byte| *byte == 0), "what was gained is not zero");
+            grown.fill(1);
+            assert!(memory.grow(&mut store, PAGES as u64).is_err(), "more than there is");
+
+            arena.restore().unwrap();
+            assert!(arena.has_grown());
+            arena.forget_growth();
+            memory.grow(&mut store, 1).unwrap();
+            assert_eq!(memory.data_size(&store), 160 * WASM_PAGE_BYTES);
+            let data = memory.data(&store);
+            let wrong = data.iter().enumerate().find(|(index, byte)| **byte != pattern(*index));
+            assert_eq!(wrong, None, "after steps of {step}");
+        }
+    }
+
+    #[test]
+    fn runs_of_noted_pages_are_found_across_words() {
+        let noted = [0b1001, 1 << 63, u64::MAX, 0, 0b110].map(AtomicU64::new);
+        let kept = Kept { pristine: NonNull::dangling(), bytes: 0, noted: Box::new(noted) };
+        let runs: Vec<_> = kept.runs().collect();
+        assert_eq!(runs, [(0, 1), (3, 1), (127, 1), (128, 64), (257, 2)]);
+        assert_eq!(kept.count(), 69);
+    }
+}
