@@ -265,8 +265,8 @@ fn report(case: &Case, sides: &[Side; STARTS.len()]) {
             let memory = private_mebibytes(&side.daemon)
                 .map_or_else(|| "?".to_owned(), |memory| format!("{memory:.1}"));
             println!(
-                "| {} | {} | {clients} | {}{refused} | {:.3} | {:.3} | {:.1} | {:.0} | {:.0} | {memory} \
-                 | {:.0} |",
+                "| {} | {} | {clients} | {}{refused} | {:.3} | {:.3} | {:.1} | {:.0} | {:.0} \
+                 | {memory} | {:.0} |",
                 case.what,
                 side.start,
                 cell.milliseconds.len(),

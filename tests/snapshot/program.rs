@@ -108,6 +108,11 @@ impl Program {
         self
     }
 
+    /// Whether the daemon refuses to serve it when it is to be started like this.
+    pub(crate) fn is_refused_under(&self, start: &str) -> bool {
+        start == "snapshot" && matches!(self.kept, Kept::No(_))
+    }
+
     /// The same program with a deadline that a test can wait for.
     pub(crate) fn hurried(mut self) -> Self {
         self.timeout_seconds = 0.5;
