@@ -11,8 +11,7 @@ use std::thread;
 use harness::{Client, Daemon, Place, request, skipped, status_field};
 use nix::unistd::{Pid, geteuid};
 
-/// The ways to start guests, as the key `start` of a policy has them; what is empty leaves
-/// the key out.
+/// The ways to start guests, as the key `start` of a policy has them.
 const STARTS: [&str; 2] = ["fresh", "snapshot"];
 
 const REQUESTS_DEFAULT: usize = 4_000;

@@ -27,6 +27,5 @@ mod state;
 #[path = "snapshot/wapc.rs"]
 mod wapc;
 
-/// The ways to start guests, as the key `start` of a policy has them; what is empty leaves
-/// the key out.
+/// The ways to start guests, as the key `start` of a policy has them.
 const STARTS: [&str; 3] = ["fresh", "snapshot", "auto"];

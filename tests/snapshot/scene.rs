@@ -151,7 +151,7 @@ impl Scene {
 
 /// The key of `policies.yml` for that way to start.
 pub(crate) fn key(start: &str) -> String {
-    if start.is_empty() { String::new() } else { format!("  start: {start}\n") }
+    format!("  start: {start}\n")
 }
 
 /// What a client sends.

@@ -33,11 +33,8 @@ pub(super) const GUARD_BYTES: u64 = 32 << 20;
 /// WebAssembly's unit of memory (core specification, 4.2.8).
 pub(super) const WASM_PAGE_BYTES: usize = 64 << 10;
 
-/// The kernel's unit of memory on every processor that is supported.
-const PAGE_BYTES: usize = 4 << 10;
-
-/// Noted pages that are copied back; beyond that they are dropped, and noted anew.
-const NOTED_PAGES_MAX: usize = (8 << 20) / PAGE_BYTES;
+/// Noted pages that are copied back, in bytes; beyond that they are dropped, and noted anew.
+const NOTED_BYTES_MAX: usize = 8 << 20;
 
 /// The one memory of this process, for the signal handler.
 static ARENA: OnceLock<&'static Arena> = OnceLock::new();
@@ -74,6 +71,8 @@ struct Kept {
     pristine: NonNull<c_void>,
     /// Length of both, in bytes.
     bytes: usize,
+    /// The kernel's unit of memory, in bytes.
+    page_bytes: usize,
     /// The pages that have been written to, one bit each.
     noted: Box<[AtomicU64]>,
 }
@@ -190,9 +189,10 @@ impl Arena {
         if let Some(rest) = NonZeroUsize::new(bytes_max.saturating_sub(bytes)) {
             self.map(bytes, rest, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE, file)?;
         }
-        let words = bytes.div_ceil(PAGE_BYTES).div_ceil(64);
+        let page_bytes = rustix::param::page_size();
+        let words = bytes.div_ceil(page_bytes).div_ceil(64);
         let noted = (0..words).map(|_| AtomicU64::new(0)).collect();
-        once(self.kept.set(Kept { pristine, bytes, noted }), "kept")
+        once(self.kept.set(Kept { pristine, bytes, page_bytes, noted }), "kept")
     }
 
     /// Sets the memory back to what was kept. The guest is stopped, and nobody holds a
@@ -208,14 +208,14 @@ impl Arena {
             self.discard(kept.bytes, bytes)?;
             self.protect(kept.bytes, bytes, ProtFlags::PROT_NONE)?;
         }
-        if kept.count() > NOTED_PAGES_MAX {
+        if kept.count().saturating_mul(kept.page_bytes) > NOTED_BYTES_MAX {
             self.discard(0, kept.bytes)?;
             self.protect(0, kept.bytes, ProtFlags::PROT_READ)?;
             kept.noted.iter().for_each(|word| word.store(0, Relaxed));
             return Ok(());
         }
         for (page, pages) in kept.runs() {
-            let (from, length) = (page * PAGE_BYTES, pages * PAGE_BYTES);
+            let (from, length) = (page * kept.page_bytes, pages * kept.page_bytes);
             // SAFETY: noted pages lie within what is kept, in both mappings.
             let pristine = unsafe { kept.pristine.byte_add(from) }.cast::<u8>();
             let place = self.at(from).cast::<u8>();
@@ -242,16 +242,16 @@ impl Arena {
         if offset >= kept.bytes {
             return false;
         }
-        let page = offset / PAGE_BYTES;
+        let page = offset / kept.page_bytes;
         let Some(word) = kept.noted.get(page / 64) else { return false };
         let bit = 1 << (page % 64);
         if word.fetch_or(bit, Relaxed) & bit != 0 {
             return false;
         }
-        let from = page * PAGE_BYTES;
+        let from = page * kept.page_bytes;
         let writable = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // Each change of access may split a mapping, and their number is bounded.
-        self.protect(from, from.saturating_add(PAGE_BYTES), writable).is_ok()
+        self.protect(from, from.saturating_add(kept.page_bytes), writable).is_ok()
     }
 
     fn grow_to(&self, bytes: usize) -> io::Result<()> {
@@ -451,7 +451,8 @@ mod tests {
     #[test]
     fn runs_of_noted_pages_are_found_across_words() {
         let noted = [0b1001, 1 << 63, u64::MAX, 0, 0b110].map(AtomicU64::new);
-        let kept = Kept { pristine: NonNull::dangling(), bytes: 0, noted: Box::new(noted) };
+        let pristine = NonNull::dangling();
+        let kept = Kept { pristine, bytes: 0, page_bytes: 4096, noted: Box::new(noted) };
         let runs: Vec<_> = kept.runs().collect();
         assert_eq!(runs, [(0, 1), (3, 1), (127, 1), (128, 64), (257, 2)]);
         assert_eq!(kept.count(), 69);
