@@ -16,16 +16,19 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use harness::{Place, conclave, policy, request, user_arguments};
+use harness::{Daemon, Place, conclave, policy, request, user_arguments};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Rules that nothing here needs, and who does. An entry is (filter, system call).
-const NEEDED_ELSEWHERE: [(&str, &str, &str); 6] = [
+const NEEDED_ELSEWHERE: [(&str, &str, &str); 8] = [
     ("compile", "exit_group", END),
     ("load", "exit_group", END),
+    ("zygote", "exit_group", END),
     ("serve", "exit_group", END),
     ("compile", "clock_gettime", NO_VDSO),
     ("load", "clock_gettime", NO_VDSO),
+    ("zygote", "clock_gettime", NO_VDSO),
     ("serve", "clock_gettime", NO_VDSO),
 ];
 
@@ -40,8 +43,10 @@ const AT_A_TIME: usize = 3;
 struct Task {
     module: PathBuf,
     request: PathBuf,
-    /// Further words of the command line.
-    words: &'static [&'static str],
+    /// Its settings.
+    settings: &'static str,
+    /// Whether it judges raw requests.
+    raw: bool,
     /// Whether it takes so long to compile that once is enough.
     large: bool,
 }
@@ -53,12 +58,14 @@ struct Workshop {
     tasks: Vec<Task>,
 }
 
-/// A WASI policy that does what few do, in every evaluation: it asks for randomness and the
-/// time, sleeps, grows, touches much of its memory, and has a lot to say.
+/// A WASI policy that does what few do, before it reads its request and thereafter: it asks for
+/// randomness and the time, sleeps, grows, touches much of its memory; and it has a lot to say.
 const EXERCISER: &str = r#"(module
   (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "clock_time_get" (func $time (param i32 i64 i32) (result i32)))
   (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_read" (func $fd_read (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
   (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 1)
   (data (i32.const 2048) "{\"accepted\":true,\"valid\":true}")
@@ -66,20 +73,27 @@ const EXERCISER: &str = r#"(module
     (i32.store (i32.const 16) (local.get $at))
     (i32.store (i32.const 20) (local.get $length))
     (drop (call $fd_write (i32.const 1) (i32.const 16) (i32.const 1) (i32.const 24))))
-  (func (export "_start") (local $round i32)
+  (func $work
     (drop (call $random (i32.const 512) (i32.const 64)))
     (drop (call $time (i32.const 1) (i64.const 1) (i32.const 512)))
     (drop (call $time (i32.const 2) (i64.const 1) (i32.const 512)))
     (i32.store (i32.const 272) (i32.const 1))
     (i64.store (i32.const 280) (i64.const 2000000))
     (drop (call $poll (i32.const 256) (i32.const 512) (i32.const 1) (i32.const 768)))
-    (drop (memory.grow (i32.const 1000)))
-    (memory.fill (i32.const 65536) (i32.const 32) (i32.const 60000000))
+    (drop (memory.grow (i32.const 500)))
+    (memory.fill (i32.const 65536) (i32.const 32) (i32.const 30000000)))
+  (func (export "_start") (local $round i32)
+    (call $work)
+    (i32.store (i32.const 16) (i32.const 4096))
+    (i32.store (i32.const 20) (i32.const 1024))
+    (drop (call $fd_read (i32.const 0) (i32.const 16) (i32.const 1) (i32.const 24)))
+    (call $work)
     (loop $again
       (call $print (i32.const 65536) (i32.const 400000))
       (local.set $round (i32.add (local.get $round) (i32.const 1)))
       (br_if $again (i32.lt_u (local.get $round) (i32.const 10))))
-    (call $print (i32.const 2048) (i32.const 30))))"#;
+    (call $print (i32.const 2048) (i32.const 30))
+    (call $exit (i32.const 0))))"#;
 
 fn exerciser() -> Vec<u8> {
     let mut module = wat::parse_str(EXERCISER).unwrap();
@@ -96,31 +110,27 @@ impl Workshop {
         let large =
             format!(r#"{{"user":"tonio","action":"eats","resource":"{}"}}"#, "x".repeat(3 << 20));
         let large = place.write("large.json", large);
-        let task = |module, request: &Path, words| Task {
+        let task = |module, request: &Path, settings| Task {
             module,
             request: request.to_owned(),
-            words,
+            settings,
+            raw: false,
             large: false,
         };
-        let gate = [
-            "--raw",
-            "--settings-json",
-            r#"{"validUsers":["tonio"],"validActions":["eats"],"validResources":["hay"]}"#,
-        ]
-        .as_slice();
-        let labels = ["--settings-json", r#"{"required":["team"]}"#].as_slice();
+        let gate = r#"{"validUsers":["tonio"],"validActions":["eats"],"validResources":["hay"]}"#;
+        let labels = r#"{"required":["team"]}"#;
         let trap = policy("wasi", accept, "unreachable");
         let overrun = policy("wasi", accept, "(drop (i32.load (i32.const -4)))");
         let mut unlinkable = wat::parse_str(r#"(module (import "no" "such" (func)))"#).unwrap();
         unlinkable.extend(harness::metadata_section(&harness::metadata("wasi")));
         let tasks = vec![
-            task(place.copy_policy("pod-guard.wasm"), &pod, &[]),
-            task(place.write("exerciser.wasm", exerciser()), &pod, &[]),
+            task(place.copy_policy("pod-guard.wasm"), &pod, "{}"),
+            task(place.write("exerciser.wasm", exerciser()), &pod, "{}"),
             Task { large: true, ..task(place.copy_policy("go-labels.wasm"), &pod, labels) },
-            task(place.copy_policy("raw-gate.wasm"), &large, gate),
-            task(place.write("trap.wasm", trap), &pod, &[]),
-            task(place.write("unlinkable.wasm", unlinkable), &pod, &[]),
-            task(place.write("overrun.wasm", overrun), &pod, &[]),
+            Task { raw: true, ..task(place.copy_policy("raw-gate.wasm"), &large, gate) },
+            task(place.write("trap.wasm", trap), &pod, "{}"),
+            task(place.write("unlinkable.wasm", unlinkable), &pod, "{}"),
+            task(place.write("overrun.wasm", overrun), &pod, "{}"),
         ];
         Self { place, program: directory.join("leaner-worker"), tasks }
     }
@@ -140,13 +150,41 @@ impl Workshop {
         let mut command = Command::new(conclave());
         command.arg("run").arg(&task.module).arg("--request-path").arg(&task.request);
         command.arg("--worker").arg(worker).args(user_arguments()).current_dir("/");
-        command.args(["--policy-timeout", "20"]).args(task.words);
+        command.args(["--policy-timeout", "20"]).args(task.raw.then_some("--raw"));
+        command.args(["--settings-json", task.settings]);
         if compile {
             command.arg("--no-cache");
         } else {
             command.arg("--cache-dir").arg(self.place.path("cache"));
         }
         command.output().unwrap()
+    }
+
+    /// Has a daemon with that worker start each task's guest once and ask it, and gives its log.
+    fn serve(&self, worker: &Path) -> String {
+        let mut policies = String::new();
+        for (number, Task { module, settings, .. }) in self.tasks.iter().enumerate() {
+            let module = module.display();
+            policies += &format!(
+                "task-{number}: {{module: file://{module}, start: snapshot, settings: {settings}}}\n"
+            );
+        }
+        let cache = self.place.path("cache");
+        let [worker, cache] = [worker, &cache].map(|path| path.to_str().unwrap());
+        let rest = ["--workers", "1", "--policy-timeout", "20"];
+        let arguments = [&["--worker", worker, "--cache-dir", cache], &rest[..]].concat();
+        let mut daemon = Daemon::start(Place::new(), &policies, &arguments);
+        daemon.wait_until_tried();
+        for (number, Task { request, raw, .. }) in self.tasks.iter().enumerate() {
+            let endpoint = if *raw { "validate_raw" } else { "validate" };
+            let request = fs::read_to_string(request).unwrap();
+            let request = if *raw { format!("{{\"request\":{request}}}") } else { request };
+            let answer = daemon.post(&format!("/{endpoint}/task-{number}"), request);
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+        daemon.signal(Signal::SIGTERM);
+        daemon.wait();
+        daemon.log()
     }
 }
 
@@ -177,23 +215,32 @@ fn all_rules() -> Vec<(String, usize, String)> {
     rules
 }
 
-/// Whether some task needs the rule. A rule of the loading filter may be there for the
-/// serving one, which stacks on it.
+/// Whether some task needs the rule. A rule of one filter may be there for another, which
+/// stacks on it: what was forked serves under all three.
 fn is_needed(workshop: &Workshop, (filter, index, call): &(String, usize, String)) -> bool {
     let worker = workshop.worker(filter, &index.to_string());
     let phases: &[&str] = match filter.as_str() {
         "compile" => &["compile"],
-        "load" => &["load", "serve"],
+        "load" => &["load", "zygote", "serve"],
+        "zygote" => &["zygote", "serve"],
         _ => &["serve"],
     };
     let compile = filter == "compile";
-    let needed = workshop.tasks.iter().filter(|task| !(compile && task.large)).any(|task| {
-        let output = workshop.run(&worker, task, compile);
-        let log = String::from_utf8_lossy(&output.stderr).into_owned();
-        // Without this one nothing can be told.
-        let untold = call == "sendto" && log.contains("was killed (SIGSYS)");
+    let tells = |log: &str| {
+        // Without these nothing can be told: not at all, or not on a channel of its own.
+        let untold = match call.as_str() {
+            "sendto" => log.contains("was killed (SIGSYS)"),
+            "dup3" => log.contains("channel to the worker failed: unexpected end of file"),
+            _ => false,
+        };
         untold || phases.iter().any(|phase| log.contains(&killed_for(phase, call)))
+    };
+    let is_run_so = |task: &&Task| filter != "zygote" && !(compile && task.large);
+    let by_one = workshop.tasks.iter().filter(is_run_so).any(|task| {
+        let output = workshop.run(&worker, task, compile);
+        tells(&String::from_utf8_lossy(&output.stderr))
     });
+    let needed = by_one || (!compile && tells(&workshop.serve(&worker)));
     fs::remove_file(worker).unwrap();
     needed
 }
@@ -209,6 +256,8 @@ fn every_rule_of_every_filter_is_needed() {
         let loads = !task.module.ends_with("unlinkable.wasm");
         assert_eq!(output.status.success(), loads, "{}: {log}", task.module.display());
     }
+    let log = workshop.serve(&complete);
+    assert!(!log.contains("outside its filter"), "{log}");
     let rules = all_rules();
     assert!(rules.len() > 30, "{rules:?}");
     let next = AtomicUsize::new(0);

@@ -73,8 +73,9 @@ pub const TABLE_ELEMENTS_MAX: usize = 1 << 20;
 /// Mutable globals of a module whose instances are set back. Go has 8, Rust and C have 1 to 3.
 pub const GLOBALS_MAX: usize = 256;
 
-/// Processes of a zygote's namespace, itself included: more than workers of one policy.
-pub const ZYGOTE_PROCESSES_MAX: u64 = 1024;
+/// Processes of a zygote's namespace, itself included, until it is told how many workers its
+/// policy has. Its guest has not run by then.
+pub const ZYGOTE_PROCESSES_MAX: u16 = 1024;
 
 /// Private writable memory of a serving worker beyond its guest's linear memory: the
 /// engine's own data, and a request and a response that are copied in and out.

@@ -25,7 +25,7 @@ pub enum Request<'a> {
         /// waPC guest sets up on its first request becomes part of its state.
         warmup: Option<&'a [u8]>,
     },
-    /// Snapshot role, if its guest was loaded to be copied ([`Load::forks`]), any time after
+    /// Snapshot role, if its guest was loaded to be copied ([`Load::processes_max`]), any time after
     /// [`Reply::Started`]: fork. The message comes with a descriptor: the channel of the new
     /// process, which goes on as a worker in the serve role does after [`Reply::Loaded`], its
     /// own first message. Answered by [`Reply::Forked`] or [`Reply::Fault`].
@@ -63,9 +63,9 @@ pub struct Load<'a> {
     pub can_be_set_back: bool,
     /// Linear memory of the guest, in bytes; a growth beyond ends the evaluation.
     pub memory_bytes_max: u64,
-    /// Snapshot role: whether the process is to be forked for every worker, and to evaluate
-    /// nothing itself.
-    pub forks: bool,
+    /// Snapshot role: how many processes there may be, itself included, if the process is to be
+    /// forked for every worker and to evaluate nothing itself; else 0.
+    pub processes_max: u16,
     /// Whether the code is to be sealed in its place. The supervisor has tried: a filter of
     /// the service manager's may kill for the call.
     pub seal_code: bool,

@@ -15,7 +15,7 @@ use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use conclave_ipc::limits::SERVE_OVERHEAD_BYTES;
+use conclave_ipc::limits::{SERVE_OVERHEAD_BYTES, ZYGOTE_PROCESSES_MAX};
 use conclave_ipc::message::{Contract, FaultClass, Operation};
 use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -169,6 +169,8 @@ struct Blueprint {
     group: Option<Group>,
     /// What starting a guest once may take.
     start_time_max: Duration,
+    /// How many processes there may be around a zygote, itself included.
+    processes_max: u16,
     /// What workers are forked from, if they are.
     zygote: tokio::sync::Mutex<Option<Arc<Zygote>>>,
 }
@@ -305,6 +307,7 @@ impl Policy {
             contract,
             group,
             start_time_max: self.time_max,
+            processes_max: processes_around_zygote(environment.workers),
             zygote: tokio::sync::Mutex::default(),
         };
         let mut started = start_fresh(compiler, &blueprint, &self.spec).await;
@@ -353,12 +356,13 @@ impl Policy {
             StartMode::Fresh => (0, 1),
             StartMode::Auto | StartMode::Snapshot => (1, 2),
         };
+        let zygotes = 2 * beside;
         let memory = self.spec.memory_bytes_max.saturating_mul(memories);
         let one = memory.saturating_add(SERVE_OVERHEAD_BYTES);
         let limits = Limits {
             memory_bytes: workers.saturating_add(beside).saturating_mul(one),
             // A worker that was killed counts until it is reaped, beside its successor.
-            processes: workers.saturating_mul(2).saturating_add(beside),
+            processes: workers.saturating_mul(2).saturating_add(beside + zygotes),
         };
         let delegation = environment.delegation.as_ref();
         delegation.map(|groups| groups.for_policy(self.name(), limits)).transpose()
@@ -473,4 +477,12 @@ impl Policy {
         // A worker that has just died leaves no inbox; the job's sender sees it closed.
         drop(inbox.map(|inbox| inbox.try_send(job)));
     }
+}
+
+/// The processes that a zygote needs: itself, and workers, of which one that was killed counts
+/// beside its successor until it is reaped. What it could make more is what native code could
+/// take processor time with that nobody asked for.
+fn processes_around_zygote(workers: usize) -> u16 {
+    let processes = u16::try_from(workers.saturating_mul(2).saturating_add(1));
+    processes.unwrap_or(u16::MAX).min(ZYGOTE_PROCESSES_MAX)
 }

@@ -6,13 +6,11 @@
 
 mod life;
 
-use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use conclave_ipc::exit::WorkerExit;
 use conclave_ipc::frame::{self, FrameBuffer, FrameError};
 use conclave_ipc::layers::Layers;
 use conclave_ipc::limits::{FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, REPLY_BYTES_MAX};
@@ -20,7 +18,6 @@ use conclave_ipc::message::{Confinement, EvaluationId, FaultClass, Reply, Reques
 use conclave_ipc::{Phase, Role};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -29,9 +26,10 @@ use tokio::time::Instant;
 
 use crate::cgroup::Group;
 use crate::placement::{InFlight, Placement, Seat};
-use crate::spawn::{LifeGuard, Spawned, Spawner, Start, describe_failed_spawn};
+use crate::spawn::{LifeGuard, Spawned, Spawner, Start};
 use crate::zygote::Zygote;
 
+pub(crate) use life::Death;
 use life::Life;
 
 /// From exec, or a fork, to the first message; three milliseconds when the machine is idle.
@@ -114,59 +112,6 @@ pub(crate) struct Forked {
     pub(crate) pid: Pid,
     pub(crate) pidfd: OwnedFd,
     pub(crate) channel: UnixStream,
-}
-
-/// How a worker process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Death {
-    /// With an exit code, see [`WorkerExit`].
-    Exited(i32),
-    /// By a signal: `SIGSYS` is a system call outside the filter.
-    Signalled(Signal),
-    /// By the kernel, because the memory of its control group did not suffice.
-    OutOfMemory,
-    /// Nobody knows; it was reaped elsewhere.
-    Unknown,
-}
-
-impl Death {
-    /// Whether it wanted more memory than it may have.
-    fn is_for_memory(self) -> bool {
-        let code = i32::from(WorkerExit::OutOfMemory.code());
-        self == Self::OutOfMemory || self == Self::Exited(code)
-    }
-}
-
-impl fmt::Display for Death {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Signalled(Signal::SIGSYS) => {
-                f.write_str("made a system call outside its filter and was killed (SIGSYS)")
-            }
-            Self::Signalled(signal) => write!(f, "was killed by {signal}"),
-            Self::Exited(code) => {
-                match WorkerExit::from_code(*code)
-                    .map(WorkerExit::describe)
-                    .or_else(|| describe_failed_spawn(*code))
-                {
-                    Some(what) => f.write_str(what),
-                    None => write!(f, "exited with code {code}"),
-                }
-            }
-            Self::OutOfMemory => f.write_str("was killed at the limit of its policy's memory"),
-            Self::Unknown => f.write_str("ended"),
-        }
-    }
-}
-
-impl From<WaitStatus> for Death {
-    fn from(status: WaitStatus) -> Self {
-        match status {
-            WaitStatus::Exited(_, code) => Self::Exited(code),
-            WaitStatus::Signaled(_, signal, _) => Self::Signalled(signal),
-            _ => Self::Unknown,
-        }
-    }
 }
 
 /// A worker process with its channel. Dropping it kills the process.
@@ -264,7 +209,8 @@ impl Process {
             evaluations: 0,
             pid,
             seat: Seat::default(),
-            phase: Phase::Load,
+            // It has its code, and does nothing else.
+            phase: Phase::Serve,
             group: of.group.clone(),
             memory_kills: of.group.as_ref().map_or(0, Group::memory_kills),
         };
@@ -272,7 +218,7 @@ impl Process {
         let report = process
             .until(deadline, async |process| match process.receive().await? {
                 Reply::Loaded(report) => Ok(process.loaded(report)),
-                other => Err(unexpected(&other, Phase::Zygote)),
+                other => Err(unexpected(&other, Phase::Serve)),
             })
             .await?;
         Ok((process, report))

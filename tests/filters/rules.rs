@@ -1,5 +1,7 @@
 //! What the rules of the system call filters say.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::{filters, read};
@@ -94,9 +96,9 @@ fn every_rule_of_a_system_call_filter_says_what_it_is_for() {
     let filters = filters();
     assert_eq!(
         filters.as_object().unwrap().keys().collect::<Vec<_>>(),
-        ["compile", "load", "serve"]
+        ["compile", "load", "serve", "zygote"]
     );
-    for name in ["compile", "load", "serve"] {
+    for name in ["compile", "load", "serve", "zygote"] {
         // The handler tells which call it was and is killed, see worker/src/confine/violation.rs.
         assert_eq!(filters[name]["mismatch_action"], "trap", "{name}");
         assert_eq!(filters[name]["match_action"], "allow", "{name}");
@@ -124,15 +126,39 @@ fn a_serving_worker_can_open_nothing_start_nothing_and_reach_nobody() {
     }
 }
 
+/// What a zygote may call and a serving worker may not: all of it is for a fork, and for what is
+/// forked to become a worker.
+#[test]
+fn a_zygote_can_fork_and_nothing_else_that_a_serving_worker_can_not() {
+    let filters = filters();
+    let calls = |filter| {
+        let rules = rules(&filters, filter).iter();
+        rules.map(|rule| rule["syscall"].as_str().unwrap()).collect::<BTreeSet<_>>()
+    };
+    let more: Vec<_> = calls("zygote").difference(&calls("serve")).copied().collect();
+    let for_forks = [
+        "clone", "close", "dup3", "fcntl", "prctl", "prlimit64", "recvmsg", "seccomp", "wait4",
+    ];
+    assert_eq!(more, for_forks);
+    assert!(calls("serve").is_subset(&calls("zygote")));
+    assert!(calls("zygote").is_subset(&calls("load")));
+    // The one kind of process that it can make shares nothing with it.
+    let rules = rules(&filters, "zygote");
+    let clone = rules.iter().find(|rule| rule["syscall"] == "clone").unwrap();
+    assert_eq!(clone["args"][0]["op"], "eq");
+    assert_eq!(clone["args"][0]["val"], libc::SIGCHLD);
+}
+
 #[test]
 fn the_rules_of_the_filters_are_counted_right() {
     let (filters, text) = (filters(), read("SECURITY.md"));
     let count = |filter| rules(&filters, filter).len();
     let row = format!(
-        "| {} rules | {} rules, after {} while it maps its code |",
+        "| {} rules | {} rules, after {} while it maps its code | {} rules |",
         count("compile"),
         count("serve"),
-        count("load")
+        count("load"),
+        count("zygote")
     );
     assert!(text.contains(&row), "SECURITY.md lacks {row:?}");
 }
@@ -142,7 +168,7 @@ fn the_rules_of_the_filters_are_counted_right() {
 #[test]
 fn no_worker_that_has_seen_foreign_bytes_can_make_memory_executable() {
     let filters = filters();
-    for name in ["compile", "serve"] {
+    for name in ["compile", "zygote", "serve"] {
         let rules = rules(&filters, name);
         for call in ["mmap", "mprotect"] {
             // A compiling worker never calls mprotect.

@@ -409,10 +409,20 @@ impl Daemon {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap())
     }
 
-    /// Its workers' processes.
+    /// Its workers' processes, also those that were forked from a zygote.
     #[must_use]
     pub fn workers(&self) -> Vec<Pid> {
-        children_of(self.pid())
+        let children = children_of(self.pid());
+        let (zygotes, mut workers): (Vec<_>, Vec<_>) =
+            children.into_iter().partition(|child| is_zygote(*child));
+        workers.extend(zygotes.into_iter().flat_map(children_of));
+        workers
+    }
+
+    /// The processes that workers are forked from.
+    #[must_use]
+    pub fn zygotes(&self) -> Vec<Pid> {
+        children_of(self.pid()).into_iter().filter(|child| is_zygote(*child)).collect()
     }
 
     /// Sends a signal to the daemon.
@@ -487,6 +497,16 @@ pub fn children_of(parent: Pid) -> Vec<Pid> {
         }
     }
     children
+}
+
+/// Whether a child of a daemon's is there to be forked: it is started once for all requests, and
+/// may have processes.
+fn is_zygote(child: Pid) -> bool {
+    let words = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+    let role = words.split(|byte| *byte == 0).nth(1);
+    let limits = fs::read_to_string(format!("/proc/{child}/limits")).unwrap_or_default();
+    let processes = limits.lines().find_map(|line| line.strip_prefix("Max processes"));
+    role == Some(b"snapshot") && processes.is_some_and(|limit| !limit.trim().starts_with("0 "))
 }
 
 /// A field of `/proc/PID/status`.

@@ -249,16 +249,22 @@ impl Confined {
         serve_only(report, ladder)
     }
 
-    /// Does the same, but leaves what a process needs that is forked for every worker.
+    /// Does the same, but leaves what a process needs that is forked for every worker, until
+    /// there are `processes_max`, itself included.
     ///
     /// # Errors
     /// As for [`Confined::seal`].
     pub fn seal_zygote(
         self,
         data_bytes_max: u64,
+        processes_max: u16,
         code: Option<Range<*const u8>>,
         ladder: &impl Ladder,
     ) -> Result<Zygote, ConfineError> {
+        if ladder.has(Layer::ResourceLimits) {
+            resources::limit_processes(processes_max)
+                .map_err(ConfineError::at("process limit"))?;
+        }
         let report = self.close_off(data_bytes_max, code, ladder)?;
         if ladder.has(Layer::SyscallFilter) {
             syscalls::install(&ladder.program(Filter::Zygote))

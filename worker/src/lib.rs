@@ -107,8 +107,9 @@ fn load_and_serve(
     let data_bytes_max = loaded.memory_bytes_max.saturating_add(limits::SERVE_OVERHEAD_BYTES);
     let code = loaded.code_to_seal();
     let role = confined.role();
-    if role == Role::Snapshot && loaded.forks {
-        return match confined.seal_zygote(data_bytes_max, code, ladder) {
+    if role == Role::Snapshot && loaded.processes_max > 0 {
+        let processes_max = loaded.processes_max;
+        return match confined.seal_zygote(data_bytes_max, processes_max, code, ladder) {
             Ok(zygote) => zygote::run(&zygote, loaded, channel, ladder),
             Err(error) => give_up(&mut channel, &error.to_string()),
         };

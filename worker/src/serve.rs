@@ -25,8 +25,8 @@ pub(crate) struct Loaded {
     /// The bound on the guest's linear memory, in bytes.
     pub(crate) memory_bytes_max: u64,
     seal_code: bool,
-    /// Whether the process is to be copied for every worker.
-    pub(crate) forks: bool,
+    /// How many processes there may be, if it is to be copied for every worker; else 0.
+    pub(crate) processes_max: u16,
 }
 
 impl Loaded {
@@ -49,7 +49,7 @@ pub(crate) fn load(
                 template,
                 memory_bytes_max: load.memory_bytes_max,
                 seal_code: load.seal_code,
-                forks: load.forks,
+                processes_max: load.processes_max,
             })
         }
         Ok(_) => return Err(WorkerExit::ProtocolViolation),

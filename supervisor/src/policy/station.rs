@@ -81,7 +81,7 @@ pub(super) async fn start_snapshot(
 }
 
 async fn fork(compiler: &Compiler, zygote: &Arc<Zygote>) -> Result<Process, StartError> {
-    let (worker, report) = zygote.fork().await?;
+    let (worker, report) = zygote.new_worker().await?;
     compiler.sandbox.require_loaded(report.layers)?;
     Ok(worker)
 }
@@ -140,7 +140,7 @@ async fn load_worker(
         contract: *contract,
         settings: spec.settings.as_bytes(),
         runs_at_instantiation: code.facts.runs_at_instantiation,
-        forks,
+        processes_max: if forks { blueprint.processes_max } else { 0 },
         can_be_set_back: code.facts.obstacle.is_none(),
         memory_bytes_max: spec.memory_bytes_max,
         seal_code: compiler.spawner.seals_code,

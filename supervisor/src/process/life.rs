@@ -1,17 +1,72 @@
 //! The process behind a process descriptor: its end, and how it came.
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use conclave_ipc::exit::WorkerExit;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use super::Death;
-use crate::spawn::{LifeGuard, register};
+use crate::spawn::{LifeGuard, describe_failed_spawn, register};
 use crate::zygote::Zygote;
+
+/// How a worker process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Death {
+    /// With an exit code, see [`WorkerExit`].
+    Exited(i32),
+    /// By a signal: `SIGSYS` is a system call outside the filter.
+    Signalled(Signal),
+    /// By the kernel, because the memory of its control group did not suffice.
+    OutOfMemory,
+    /// Nobody knows; it was reaped elsewhere.
+    Unknown,
+}
+
+impl Death {
+    /// Whether it wanted more memory than it may have.
+    pub(super) fn is_for_memory(self) -> bool {
+        let code = i32::from(WorkerExit::OutOfMemory.code());
+        self == Self::OutOfMemory || self == Self::Exited(code)
+    }
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signalled(Signal::SIGSYS) => {
+                f.write_str("made a system call outside its filter and was killed (SIGSYS)")
+            }
+            Self::Signalled(signal) => write!(f, "was killed by {signal}"),
+            Self::Exited(code) => {
+                match WorkerExit::from_code(*code)
+                    .map(WorkerExit::describe)
+                    .or_else(|| describe_failed_spawn(*code))
+                {
+                    Some(what) => f.write_str(what),
+                    None => write!(f, "exited with code {code}"),
+                }
+            }
+            Self::OutOfMemory => f.write_str("was killed at the limit of its policy's memory"),
+            Self::Unknown => f.write_str("ended"),
+        }
+    }
+}
+
+impl From<WaitStatus> for Death {
+    fn from(status: WaitStatus) -> Self {
+        match status {
+            WaitStatus::Exited(_, code) => Self::Exited(code),
+            WaitStatus::Signaled(_, signal, _) => Self::Signalled(signal),
+            _ => Self::Unknown,
+        }
+    }
+}
 
 /// A process. Killed when dropped, and reaped by whoever is its parent.
 #[derive(Debug)]

@@ -8,7 +8,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use conclave_ipc::limits::{COMPILE_MEMORY_BYTES, GUEST_MEMORY_BYTES_DEFAULT};
+use conclave_ipc::limits::{
+    COMPILE_MEMORY_BYTES, GUEST_MEMORY_BYTES_DEFAULT, ZYGOTE_PROCESSES_MAX,
+};
 use conclave_ipc::message::{Contract, Load};
 use conclave_ipc::{Phase, Role};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -16,7 +18,7 @@ use nix::unistd::{Gid, Pid, Uid};
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::evidence::{Observer, children_of};
+use super::evidence::{Observer, descendants_of};
 use super::report::{HostReport, LiveReport, Trial};
 use crate::cgroup::{Group, Limits};
 use crate::cli::SandboxOptions;
@@ -26,6 +28,7 @@ use crate::image::{Draft, Image};
 use crate::process::{Process, WorkerError};
 use crate::spawn::{Spawner, Start};
 use crate::startup::{self, StartupError};
+use crate::zygote::can_fork;
 
 /// A module that exports a function `_start`, which does nothing: its sections for types,
 /// functions, exports and code.
@@ -100,8 +103,8 @@ fn live_report(socket: &Path) -> Result<LiveReport, SandboxCommandError> {
     identity::become_owner(Uid::from_raw(peer.uid()), Gid::from_raw(peer.gid()))?;
     let daemon = Pid::from_raw(peer.pid());
     let observer = Observer::new(daemon).map_err(step("look at the daemon"))?;
-    let children = children_of(daemon).map_err(step("list processes"))?;
-    let workers = children.into_iter().filter_map(|pid| observer.look_at_settled(pid)).collect();
+    let descendants = descendants_of(daemon).map_err(step("list processes"))?;
+    let workers = descendants.into_iter().filter_map(|pid| observer.look_at_settled(pid)).collect();
     Ok(LiveReport { daemon, uid: peer.uid(), workers })
 }
 
@@ -112,8 +115,15 @@ async fn host_report(spawner: &Spawner) -> Result<HostReport, SandboxCommandErro
     let group = group.transpose().map_err(step("make a control group"))?;
     let observer = Observer::new(Pid::this()).map_err(step("look at this process"))?;
     let (compile, code) = try_compiling(spawner, &observer, group.as_ref()).await?;
-    let [load, serve] = try_serving(spawner, &observer, group.as_ref(), &code).await?;
-    Ok(HostReport { trials: [compile, load, serve] })
+    let group = group.as_ref();
+    let [load, serve] = try_loading(spawner, &observer, group, &code, Role::Serve).await?;
+    let mut trials = vec![compile, load];
+    if can_fork(serve.report.layers) {
+        let [_, zygote] = try_loading(spawner, &observer, group, &code, Role::Snapshot).await?;
+        trials.push(zygote);
+    }
+    trials.push(serve);
+    Ok(HostReport { trials })
 }
 
 async fn try_compiling(
@@ -139,18 +149,21 @@ async fn try_compiling(
     Ok((Trial { phase: Phase::Compile, report, seen }, code))
 }
 
-async fn try_serving(
+/// A worker of that role, before it has loaded the code and thereafter.
+async fn try_loading(
     spawner: &Spawner,
     observer: &Observer,
     group: Option<&Group>,
     code: &Image,
+    role: Role,
 ) -> Result<[Trial; 2], SandboxCommandError> {
-    let start = Start { image: Some(code.as_fd()), group, ..Start::TRIAL };
+    let start = Start { role, image: Some(code.as_fd()), group, ..Start::TRIAL };
     let (mut process, report) = Process::start(spawner, start).await?;
     let seen = observer.look_at(process.pid());
     let load = Trial { phase: Phase::Load, report, seen };
+    let forks = role == Role::Snapshot;
     let order = Load {
-        forks: false,
+        processes_max: if forks { ZYGOTE_PROCESSES_MAX } else { 0 },
         can_be_set_back: false,
         contract: Contract::Wasi,
         settings: b"{}",
@@ -160,7 +173,7 @@ async fn try_serving(
     };
     let report = request_load(&mut process, order).await?;
     let seen = observer.look_at(process.pid());
-    let serve = Trial { phase: Phase::Serve, report, seen };
+    let phase = if forks { Phase::Zygote } else { Phase::Serve };
     process.end().await;
-    Ok([load, serve])
+    Ok([load, Trial { phase, report, seen }])
 }

@@ -7,11 +7,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use conclave_ipc::layers::Layer;
+use conclave_ipc::limits::ZYGOTE_PROCESSES_MAX;
 use conclave_ipc::{Phase, Role};
 use nix::unistd::Pid;
 
@@ -60,11 +62,13 @@ const NAMESPACES: [(Layer, &str); 7] = [
 ];
 
 /// Limits that are 0 for every worker, as `/proc/PID/limits` names them.
-const NOTHING: [&str; 4] =
-    ["Max processes", "Max core file size", "Max locked memory", "Max msgqueue size"];
+const NOTHING: [&str; 3] = ["Max core file size", "Max locked memory", "Max msgqueue size"];
 
-/// Limits that are 0 once the code is loaded.
+/// Limits that are 0 in service.
 const NOTHING_IN_SERVICE: [&str; 2] = ["Max open files", "Max file size"];
+
+/// The limit that is 0 for everybody but a zygote, and whoever is to become one.
+const PROCESSES: &str = "Max processes";
 
 /// A worker locks itself up within milliseconds of its start.
 const SETTLING_TIME_MAX: Duration = Duration::from_secs(1);
@@ -78,6 +82,8 @@ const SHOWN_CHARS_MAX: usize = 256;
 /// What workers are compared with.
 #[derive(Debug)]
 pub(crate) struct Observer {
+    /// The workers' parent, or grandparent.
+    daemon: Pid,
     /// Our own namespaces, by kind.
     namespaces: BTreeMap<&'static str, PathBuf>,
     /// System call filters that every process of the daemon inherits from its service manager.
@@ -100,7 +106,9 @@ pub(crate) struct Evidence {
     /// Its control group.
     pub(crate) control_group: String,
     /// System call filters that are its own.
-    pub(crate) filters: u32,
+    filters: u32,
+    /// How many it is to have.
+    filters_expected: u32,
     pub(crate) layers: Vec<(Layer, Seen)>,
 }
 
@@ -134,13 +142,31 @@ fn number(status: &str, name: &str) -> Option<u32> {
     field(status, name)?.split_whitespace().next()?.parse().ok()
 }
 
-/// The soft and the hard limit of that name, if both are 0.
-fn is_zero(limits: &str, name: &str) -> bool {
-    let line = limits.lines().find_map(|line| line.strip_prefix(name));
-    line.is_some_and(|values| {
-        let values: Vec<_> = values.split_whitespace().take(2).collect();
-        values == ["0", "0"]
-    })
+/// The limit of that name, if the soft and the hard one are the same.
+fn limit(limits: &str, name: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
+    let mut values = line.split_whitespace();
+    let (soft, hard) = (values.next()?, values.next()?);
+    (soft == hard).then(|| soft.parse().ok())?
+}
+
+/// Whether a worker's limits are those of that phase.
+fn is_limited(limits: &str, phase: Phase) -> bool {
+    let is_zero = |name: &&str| limit(limits, name) == Some(0);
+    let processes = limit(limits, PROCESSES).unwrap_or(u64::MAX);
+    let (in_service, processes_max): (&[&str], u16) = match phase {
+        Phase::Serve => (&NOTHING_IN_SERVICE, 0),
+        Phase::Compile => (&[], 0),
+        Phase::Load | Phase::Zygote => (&[], ZYGOTE_PROCESSES_MAX),
+    };
+    NOTHING.iter().chain(in_service).all(is_zero) && processes <= processes_max.into()
+}
+
+impl Evidence {
+    /// Whether it has gone as far down as its kind goes before it is given anything.
+    fn is_settled(&self) -> bool {
+        self.filters >= self.filters_expected
+    }
 }
 
 impl Observer {
@@ -156,7 +182,7 @@ impl Observer {
             .collect::<io::Result<_>>()?;
         let status = Proc::of(daemon).text("status")?;
         let inherited_filters = number(&status, "Seccomp_filters").unwrap_or(0);
-        Ok(Self { namespaces, inherited_filters })
+        Ok(Self { daemon, namespaces, inherited_filters })
     }
 
     /// Looks at a worker that may just have been started: gives it a moment to lock itself up.
@@ -164,7 +190,7 @@ impl Observer {
         let start = Instant::now();
         loop {
             let evidence = self.look_at(pid)?;
-            if evidence.filters > 0 || start.elapsed() > SETTLING_TIME_MAX {
+            if evidence.is_settled() || start.elapsed() > SETTLING_TIME_MAX {
                 return Some(evidence);
             }
             thread::sleep(SETTLING_PAUSE);
@@ -181,14 +207,18 @@ impl Observer {
         let words = fs::read(process.0.join("cmdline")).unwrap_or_default();
         let filters =
             number(&status, "Seccomp_filters").unwrap_or(0).saturating_sub(self.inherited_filters);
-        let (phase, works_on) = identify(&words, filters);
+        let forked = number(&status, "PPid") != Some(self.daemon.as_raw().cast_unsigned());
+        let limits = process.text("limits").unwrap_or_default();
+        let forks = limit(&limits, PROCESSES) != Some(0);
+        let (phase, works_on) = identify(&words, filters, forked, forks);
         let control_group = process.text("cgroup").unwrap_or_default();
         let control_group =
             control_group.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+        let filtered = filters >= filters_of(phase, forked);
         let layers = Layer::ALL
             .into_iter()
             .filter(|layer| layer.is_used_in(phase))
-            .map(|layer| (layer, self.see(&process, &status, phase, filters, layer)))
+            .map(|layer| (layer, self.see(&process, &status, phase, filtered, layer)))
             .collect();
         Some(Evidence {
             pid,
@@ -199,26 +229,22 @@ impl Observer {
             descriptors: process.count("fd").ok(),
             private_bytes: private_bytes(&process).ok(),
             control_group: presentable(control_group),
+            filters_expected: filters_of(phase, forked),
             filters,
             layers,
         })
     }
 
-    fn see(&self, process: &Proc, status: &str, phase: Phase, filters: u32, layer: Layer) -> Seen {
+    fn see(&self, process: &Proc, status: &str, phase: Phase, filters: bool, layer: Layer) -> Seen {
         let is = |name: &str, value: &str| Ok(field(status, name) == Some(value));
         Seen::of(&match layer {
             Layer::EmptyRoot => has_empty_root(process),
             Layer::NoNewPrivileges => is("NoNewPrivs", "1"),
             Layer::NoCapabilities => Ok(has_no_capability(status)),
-            Layer::ResourceLimits => process.text("limits").map(|limits| {
-                let in_service: &[&str] =
-                    if phase == Phase::Serve { &NOTHING_IN_SERVICE } else { &[] };
-                NOTHING.iter().chain(in_service).all(|name| is_zero(&limits, name))
-            }),
-            Layer::SyscallFilter => {
-                let own = if phase == Phase::Serve { 2 } else { 1 };
-                Ok(field(status, "Seccomp") == Some("2") && filters >= own)
+            Layer::ResourceLimits => {
+                process.text("limits").map(|limits| is_limited(&limits, phase))
             }
+            Layer::SyscallFilter => Ok(field(status, "Seccomp") == Some("2") && filters),
             Layer::ControlGroup => process.text("cgroup").map(|group| is_bounded(&group)),
             Layer::CodeSealed => process.text("smaps").map(|maps| code_is_sealed(&maps)),
             Layer::BranchBarrier => Ok(field(status, "SpeculationIndirectBranch")
@@ -237,13 +263,26 @@ impl Observer {
     }
 }
 
+/// The filters of a process that is as far down as that. They stack, and what was forked has
+/// those of its zygote.
+const fn filters_of(phase: Phase, forked: bool) -> u32 {
+    match phase {
+        Phase::Compile | Phase::Load => 1,
+        Phase::Zygote => 2,
+        Phase::Serve => 2 + forked as u32,
+    }
+}
+
 /// What a worker does, and what it works on. The words are where the worker itself can write,
-/// so nothing but names depends on them: who serves has two filters, whatever it says.
-fn identify(words: &[u8], filters: u32) -> (Phase, String) {
+/// so nothing but names depends on them: who runs foreign code has two filters, whatever it
+/// says, and is a zygote as long as it may have processes. Whoever was forked is to serve.
+fn identify(words: &[u8], filters: u32, forked: bool, forks: bool) -> (Phase, String) {
     let text = String::from_utf8_lossy(words);
     let mut words = text.split('\0').skip(1);
     let role = words.next().unwrap_or_default();
     let phase = match filters {
+        _ if forked => Phase::Serve,
+        2 if forks => Phase::Zygote,
         2.. => Phase::Serve,
         _ => match Role::from_arg(role) {
             Some(Role::Serve | Role::Snapshot) => Phase::Load,
@@ -313,21 +352,23 @@ fn private_bytes(process: &Proc) -> io::Result<u64> {
     Ok(sum.saturating_mul(1024))
 }
 
-/// The processes whose parent is this one.
-pub(crate) fn children_of(parent: Pid) -> io::Result<Vec<Pid>> {
-    let wanted = parent.as_raw().cast_unsigned();
-    let mut children = Vec::new();
+/// The children of this process, and theirs, and so on.
+pub(crate) fn descendants_of(ancestor: Pid) -> io::Result<Vec<Pid>> {
+    let mut parents = BTreeMap::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
         // It may be gone by now.
         let Ok(status) = Proc::of(Pid::from_raw(pid)).text("status") else { continue };
-        if number(&status, "PPid") == Some(wanted) {
-            children.push(Pid::from_raw(pid));
-        }
+        let parent = number(&status, "PPid").and_then(|parent| i32::try_from(parent).ok());
+        parents.extend(parent.map(|parent| (pid, parent)));
     }
-    children.sort_unstable();
-    Ok(children)
+    let descends = |pid: &i32| {
+        // As many steps as there are processes, in case numbers were used again meanwhile.
+        let ancestors = iter::successors(parents.get(pid), |pid| parents.get(pid));
+        ancestors.take(parents.len()).any(|pid| *pid == ancestor.as_raw())
+    };
+    Ok(parents.keys().filter(|pid| descends(pid)).copied().map(Pid::from_raw).collect())
 }
 
 #[cfg(test)]
@@ -348,18 +389,48 @@ mod tests {
     #[test]
     fn what_a_worker_says_of_itself_hides_nothing_and_is_shown_harmlessly() {
         let worker = b"conclave-worker\0serve\0namespaces\0guard\0";
-        assert_eq!(identify(worker, 2), (Phase::Serve, "guard".to_owned()));
-        assert_eq!(identify(worker, 1).0, Phase::Load);
+        let identify_child = |words, filters| identify(words, filters, false, false);
+        assert_eq!(identify_child(worker, 2), (Phase::Serve, "guard".to_owned()));
+        assert_eq!(identify_child(worker, 1).0, Phase::Load);
         let snapshot = b"conclave-worker\0snapshot\0namespaces\0guard\0";
-        assert_eq!(identify(snapshot, 2), (Phase::Serve, "guard".to_owned()));
-        assert_eq!(identify(snapshot, 1).0, Phase::Load);
+        assert_eq!(identify_child(snapshot, 2), (Phase::Serve, "guard".to_owned()));
+        assert_eq!(identify_child(snapshot, 1).0, Phase::Load);
         let liar = b"conclave-worker\0compile\0namespaces\0\x1b[2J\xff\ninnocent\0";
-        let (phase, works_on) = identify(liar, 2);
+        let (phase, works_on) = identify_child(liar, 2);
         assert_eq!(phase, Phase::Serve);
         assert_eq!(works_on, "\\u{1b}[2J\u{fffd}\\ninnocent");
         for nothing in [&b""[..], b"\0", &[0xff; 9000]] {
-            assert_eq!(identify(nothing, 2), (Phase::Serve, "?".to_owned()));
+            assert_eq!(identify_child(nothing, 2), (Phase::Serve, "?".to_owned()));
         }
+    }
+
+    #[test]
+    fn a_zygote_is_told_by_its_limit_and_what_was_forked_by_its_parent() {
+        for words in [&b"conclave-worker\0snapshot\0namespaces\0guard\0"[..], b"x\0serve\0"] {
+            assert_eq!(identify(words, 2, false, true).0, Phase::Zygote);
+            assert_eq!(identify(words, 1, false, true).0, Phase::Load);
+            // Forked and on its way, on purpose or not.
+            assert_eq!(identify(words, 2, true, true).0, Phase::Serve);
+        }
+        assert_eq!((filters_of(Phase::Serve, true), filters_of(Phase::Serve, false)), (3, 2));
+    }
+
+    #[test]
+    fn only_a_zygote_may_have_processes_and_not_more_than_it_needs() {
+        let limits = |processes: &str| {
+            let zero = ["Max core file size", "Max locked memory", "Max msgqueue size"]
+                .into_iter()
+                .chain(NOTHING_IN_SERVICE)
+                .map(|name| format!("{name}   0   0   bytes\n"));
+            zero.chain([format!("Max processes   {processes}   processes\n")]).collect::<String>()
+        };
+        let phases = |limits: &str| Phase::ALL.map(|phase| is_limited(limits, phase));
+        assert_eq!(phases(&limits("0   0")), [true; 4]);
+        assert_eq!(phases(&limits("9   9")), [false, true, true, false]);
+        for absurd in ["0   9", "1025   1025", "unlimited   unlimited"] {
+            assert_eq!(phases(&limits(absurd)), [false; 4], "{absurd}");
+        }
+        assert!(!is_limited("", Phase::Zygote));
     }
 
     #[test]
@@ -380,17 +451,22 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_zero_only_if_both_are() {
+    fn a_limit_is_one_only_if_both_are() {
         let limits = "Max processes   0   0   processes\nMax open files   0   16   files\n";
-        assert!(is_zero(limits, "Max processes"));
-        assert!(!is_zero(limits, "Max open files"));
-        assert!(!is_zero(limits, "Max core file size"));
+        assert_eq!(limit(limits, "Max processes"), Some(0));
+        assert_eq!(limit(limits, "Max open files"), None);
+        assert_eq!(limit(limits, "Max core file size"), None);
     }
 
     #[test]
-    fn a_process_is_found_below_its_parent() {
+    fn a_process_is_found_below_its_parent_and_theirs() {
         let own = Pid::this();
         let parent = Pid::parent();
-        assert!(children_of(parent).unwrap().contains(&own));
+        let descendants = descendants_of(parent).unwrap();
+        assert!(descendants.contains(&own) && !descendants.contains(&parent));
+        let grandparent = field(&Proc::of(parent).text("status").unwrap(), "PPid")
+            .and_then(|pid| pid.parse().ok())
+            .map(Pid::from_raw);
+        assert!(descendants_of(grandparent.unwrap()).unwrap().contains(&own));
     }
 }

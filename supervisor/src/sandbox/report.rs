@@ -23,7 +23,7 @@ pub(crate) struct Trial {
 /// What this host gives, by one trial in each phase.
 #[derive(Debug)]
 pub(crate) struct HostReport {
-    pub(crate) trials: [Trial; 3],
+    pub(crate) trials: Vec<Trial>,
 }
 
 /// What the workers of a running daemon are locked up with.
@@ -112,7 +112,8 @@ impl HostReport {
     /// The table for people.
     pub(crate) fn text(&self) -> String {
         let offered = self.offered();
-        let mut rows = table(&["layer", "this host", "compile", "load", "serve"]);
+        let phases = self.trials.iter().map(|trial| trial.phase.name());
+        let mut rows = table(&["layer", "this host"].into_iter().chain(phases).collect::<Vec<_>>());
         for layer in Layer::ALL {
             let host = match (layer, offered.contains(layer)) {
                 (Layer::Landlock, true) => format!("yes, ABI {}", self.landlock_abi()),

@@ -27,7 +27,7 @@ pub(super) fn limit(role: Role) -> io::Result<()> {
     // It can only become less, so a role that may have to fork is held to less later.
     let processes = match role {
         Role::Compile | Role::Serve => 0,
-        Role::Snapshot => ZYGOTE_PROCESSES_MAX,
+        Role::Snapshot => ZYGOTE_PROCESSES_MAX.into(),
     };
     let limits = [
         (Resource::RLIMIT_CORE, 0),
@@ -53,6 +53,15 @@ pub(super) fn limit(role: Role) -> io::Result<()> {
 pub(super) fn limit_data(bytes: u64) -> io::Result<()> {
     set(Resource::RLIMIT_DATA, bytes)?;
     set(Resource::RLIMIT_AS, SERVE_ADDRESS_BYTES.saturating_add(bytes))
+}
+
+/// Bounds processes. The kernel counts those of this user in this user namespace, the present
+/// one included, and those of it that nobody has waited for.
+///
+/// # Errors
+/// `setrlimit` failed.
+pub(super) fn limit_processes(processes: u16) -> io::Result<()> {
+    set(Resource::RLIMIT_NPROC, processes.into())
 }
 
 /// No process and no descriptor can be made any more; those that exist stay usable.
