@@ -15,6 +15,8 @@ mod groups;
 mod incomplete;
 #[path = "confinement/reported.rs"]
 mod reported;
+#[path = "confinement/zygote.rs"]
+mod zygote;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

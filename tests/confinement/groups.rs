@@ -169,7 +169,7 @@ fn workers_are_born_into_the_group_of_their_policy() {
         // And where a guest may be started once, one more beside them, and its state.
         let bytes = (3_u64 * (2 * 128 + 512)) << 20;
         assert_eq!(handed.value("workers/p.cgroup.procs/memory.max"), bytes.to_string());
-        assert_eq!(handed.value("workers/p.cgroup.procs/pids.max"), "5");
+        assert_eq!(handed.value("workers/p.cgroup.procs/pids.max"), "7");
     } else {
         skip("this host's cgroup v2 has no controllers for memory and processes");
     }

@@ -3,10 +3,10 @@
 use std::process::{Command, Output};
 
 use harness::{Daemon, Place, can_do_without, conclave, conclave_without, user_arguments};
-use nix::unistd::geteuid;
+use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
 
-use crate::{daemon, skip};
+use crate::{daemon, daemon_that_starts, skip};
 
 /// Layers that no process can see of another.
 const NOT_SHOWN: [&str; 5] = [
@@ -56,7 +56,7 @@ fn what_this_host_gives_is_reported_for_every_role() {
         }
     }
     let roles = |name| layer(&report, name)["roles"].as_object().unwrap().len();
-    assert_eq!((roles("landlock"), roles("write-execute denied"), roles("code sealed")), (3, 2, 1));
+    assert_eq!((roles("landlock"), roles("write-execute denied"), roles("code sealed")), (4, 3, 2));
 }
 
 #[test]
@@ -106,6 +106,34 @@ fn the_workers_of_a_daemon_are_reported_as_the_kernel_shows_them() {
     for name in ["user namespace", "system call filter"] {
         let line = text.lines().find(|line| line.contains(name)).unwrap();
         assert!(line.contains("2 of 2"), "{text}");
+    }
+}
+
+#[test]
+fn a_zygote_and_what_was_forked_from_it_are_reported_each_by_what_it_is() {
+    let daemon = daemon_that_starts("snapshot");
+    let mut command = sandbox();
+    command.arg("--daemon").arg(daemon.socket());
+    let (output, report) = report(command);
+    assert!(output.status.success(), "{output:?}");
+    let workers = report["workers"].as_array().unwrap();
+    let with_role = |role: &str| -> Vec<_> {
+        let of_role = workers.iter().filter(|worker| worker["role"] == role);
+        of_role.map(|worker| worker["pid"].as_i64().unwrap()).collect()
+    };
+    let numbers = |pids: Vec<Pid>| {
+        let mut numbers: Vec<_> = pids.into_iter().map(|pid| i64::from(pid.as_raw())).collect();
+        numbers.sort_unstable();
+        numbers
+    };
+    assert_eq!(with_role("zygote"), numbers(daemon.zygotes()));
+    assert_eq!(with_role("serve"), numbers(daemon.workers()));
+    assert_eq!((with_role("zygote").len(), workers.len()), (1, 3));
+    for worker in workers {
+        assert_eq!((&worker["threads"], &worker["worksOn"]), (&1.into(), &"guard".into()));
+        for layer in ["resource limits", "system call filter", "pid namespace", "empty root"] {
+            assert_eq!(worker["layers"][layer], "in force", "{worker}");
+        }
     }
 }
 
