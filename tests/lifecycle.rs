@@ -7,6 +7,8 @@
 
 #[path = "lifecycle/cache.rs"]
 mod cache;
+#[path = "lifecycle/zygotes.rs"]
+mod zygotes;
 
 use std::fs;
 use std::io::{ErrorKind, Write};
