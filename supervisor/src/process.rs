@@ -389,35 +389,31 @@ impl Process {
         self.life.end().await;
     }
 
-    /// Ends when a worker that was asked nothing is of no more use: when it dies, closes its
-    /// channel, or says something.
-    pub(crate) async fn idle(&mut self) -> WorkerError {
-        let death = tokio::select! {
+    /// Ends when a worker that was asked nothing may be of no more use: when it dies, closes its
+    /// channel, or says something. From then on it is to be given nothing before it was looked
+    /// at by [`Process::unasked`].
+    pub(crate) async fn stirs(&self) {
+        tokio::select! {
             biased;
-            death = self.life.death() => Some(death),
-            _ready = self.stream.readable() => None,
-        };
-        match death {
-            Some(death) => self.post_mortem(death).await,
-            None => self.unasked().await,
+            _death = self.life.death() => {}
+            _ready = self.stream.readable() => {}
         }
     }
 
-    async fn unasked(&mut self) -> WorkerError {
-        loop {
-            match self.stream.try_read(self.incoming.space()) {
-                Ok(0) => return self.explain(io::ErrorKind::UnexpectedEof.into()).await,
-                Ok(read) => {
-                    // A frame that is too long has no body, and is out of turn all the same.
-                    drop(self.incoming.advance(read));
-                    return self.out_of_turn("spoke without being asked");
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return self.explain(error).await,
+    /// What a worker that stirs is of no more use for, if so.
+    pub(crate) async fn unasked(&mut self) -> Option<WorkerError> {
+        match self.stream.try_read(self.incoming.space()) {
+            Ok(0) => Some(self.explain(io::ErrorKind::UnexpectedEof.into()).await),
+            Ok(read) => {
+                // A frame that is too long has no body, and is out of turn all the same.
+                drop(self.incoming.advance(read));
+                Some(self.out_of_turn("spoke without being asked"))
             }
-            if let Err(error) = self.stream.readable().await {
-                return self.explain(error).await;
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let death = tokio::time::timeout(Duration::ZERO, self.life.death()).await.ok()?;
+                Some(self.post_mortem(death).await)
             }
+            Err(error) => Some(self.explain(error).await),
         }
     }
 

@@ -44,7 +44,9 @@ impl Zygote {
     ///
     /// # Errors
     /// It can't be forked, or the new worker is of no use.
-    pub(crate) async fn new_worker(self: &Arc<Self>) -> Result<(Process, Confinement), WorkerError> {
+    pub(crate) async fn new_worker(
+        self: &Arc<Self>,
+    ) -> Result<(Process, Confinement), WorkerError> {
         let zygote = Arc::clone(self);
         // In a task of its own: half of an exchange would be the end of the zygote.
         let forked = tokio::spawn(async move { zygote.fork_to_the_end().await });

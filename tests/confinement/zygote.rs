@@ -135,7 +135,8 @@ fn no_memory_of_a_forked_worker_is_writable_and_executable_and_none_becomes_exec
     let Some(of_zygote) = maps(zygote) else { return };
     for pid in daemon.workers() {
         let Some(text) = maps(pid) else { continue };
-        let is_both = |line: &&str| permissions(line).contains('w') && permissions(line).contains('x');
+        let is_both =
+            |line: &&str| permissions(line).contains('w') && permissions(line).contains('x');
         assert_eq!(text.lines().find(is_both), None);
         assert_eq!(executable(&text), executable(&of_zygote));
     }

@@ -136,9 +136,8 @@ fn a_zygote_can_fork_and_nothing_else_that_a_serving_worker_can_not() {
         rules.map(|rule| rule["syscall"].as_str().unwrap()).collect::<BTreeSet<_>>()
     };
     let more: Vec<_> = calls("zygote").difference(&calls("serve")).copied().collect();
-    let for_forks = [
-        "clone", "close", "dup3", "fcntl", "prctl", "prlimit64", "recvmsg", "seccomp", "wait4",
-    ];
+    let for_forks =
+        ["clone", "close", "dup3", "fcntl", "prctl", "prlimit64", "recvmsg", "seccomp", "wait4"];
     assert_eq!(more, for_forks);
     assert!(calls("serve").is_subset(&calls("zygote")));
     assert!(calls("zygote").is_subset(&calls("load")));

@@ -138,9 +138,10 @@ fn a_forked_worker_whose_guest_traps_is_replaced_and_told_of() {
     let workers = daemon.workers();
     let answer = daemon.post("/validate/started", request("pod-ok.json")).response();
     assert_eq!((&answer["allowed"], &answer["status"]["code"]), (&false.into(), &500.into()));
+    daemon.wait_for("the one that broke to go", |daemon| {
+        daemon.workers().iter().filter(|worker| workers.contains(worker)).count() == WORKERS - 1
+    });
     wait_for_workers(&mut daemon);
     assert!(daemon.log().contains("trap: "), "{}", daemon.log());
     assert_eq!(daemon.zygotes(), [zygote]);
-    let left = daemon.workers().iter().filter(|worker| workers.contains(worker)).count();
-    assert_eq!(left, WORKERS - 1);
 }

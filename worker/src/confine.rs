@@ -262,8 +262,7 @@ impl Confined {
         ladder: &impl Ladder,
     ) -> Result<Zygote, ConfineError> {
         if ladder.has(Layer::ResourceLimits) {
-            resources::limit_processes(processes_max)
-                .map_err(ConfineError::at("process limit"))?;
+            resources::limit_processes(processes_max).map_err(ConfineError::at("process limit"))?;
         }
         let report = self.close_off(data_bytes_max, code, ladder)?;
         if ladder.has(Layer::SyscallFilter) {

@@ -219,10 +219,13 @@ impl Station {
             let job = tokio::select! {
                 // A job that comes with the worker's end is for another one.
                 biased;
-                error = process.idle() => {
-                    tracing::warn!(policy = self.policy.name(), "idle {error}");
-                    None
-                }
+                () = process.stirs() => match process.unasked().await {
+                    Some(error) => {
+                        tracing::warn!(policy = self.policy.name(), "idle {error}");
+                        None
+                    }
+                    None => continue,
+                },
                 successor = renewal.successor(&self) => {
                     // The pool need not know: its next job is for this one.
                     process = successor;

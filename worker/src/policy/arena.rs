@@ -47,6 +47,8 @@ static ENGINES_HANDLER: OnceLock<SigAction> = OnceLock::new();
 pub(crate) struct Arena {
     /// Where it begins.
     base: NonNull<c_void>,
+    /// The kernel's unit of memory, in bytes.
+    page_bytes: usize,
     /// What the guest may use of it, in bytes.
     bytes_max: AtomicUsize,
     /// What the guest has of it, in bytes.
@@ -96,6 +98,8 @@ impl Arena {
         }?;
         let arena = &*Box::leak(Box::new(Self {
             base,
+            // Not later: the first question is a system call.
+            page_bytes: rustix::param::page_size(),
             bytes_max: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             lent: AtomicBool::new(false),
@@ -189,7 +193,7 @@ impl Arena {
         if let Some(rest) = NonZeroUsize::new(bytes_max.saturating_sub(bytes)) {
             self.map(bytes, rest, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE, file)?;
         }
-        let page_bytes = rustix::param::page_size();
+        let page_bytes = self.page_bytes;
         let words = bytes.div_ceil(page_bytes).div_ceil(64);
         let noted = (0..words).map(|_| AtomicU64::new(0)).collect();
         once(self.kept.set(Kept { pristine, bytes, page_bytes, noted }), "kept")
