@@ -67,18 +67,21 @@ fn steps() -> (Vec<Layer>, Vec<Layer>) {
     STEPS.into_iter().partition(|layer| offered.contains(*layer))
 }
 
-/// Every attempt in every role with all layers, and in the serve role with each step left out.
+/// Every attempt in every role with all layers, also by a worker that was forked, and in the
+/// serve role with each step left out.
 fn trials() -> Vec<Trial> {
     let (steps, lacking) = steps();
     for layer in lacking {
         harness::skipped(&format!("this host does not give {}", layer.name()));
     }
-    let complete = Phase::ALL.into_iter().map(|phase| (phase, None));
-    let incomplete = steps.into_iter().map(|layer| (Phase::Serve, Some(layer)));
+    let complete = Phase::ALL.into_iter().map(|phase| (phase, false, None));
+    let forked = [(Phase::Serve, true, None)];
+    let incomplete = steps.into_iter().map(|layer| (Phase::Serve, false, Some(layer)));
     complete
+        .chain(forked)
         .chain(incomplete)
-        .flat_map(|(phase, without)| {
-            attempts::all().map(move |attempt| Trial { attempt, phase, without })
+        .flat_map(|(phase, forked, without)| {
+            attempts::all().map(move |attempt| Trial { attempt, phase, forked, without })
         })
         .filter(Trial::is_made)
         .collect()
@@ -94,7 +97,12 @@ fn no_attempt_succeeds_with_all_layers_nor_with_any_one_left_out() {
             continue;
         }
         let trials: Vec<_> = attempts::all()
-            .map(|attempt| Trial { attempt, phase: Phase::Serve, without: Some(layer) })
+            .map(|attempt| Trial {
+                attempt,
+                phase: Phase::Serve,
+                forked: false,
+                without: Some(layer),
+            })
             .filter(Trial::is_made)
             .collect();
         score.count(&Campaign::run(Host::Without(kind), &trials));

@@ -282,7 +282,7 @@ pub(crate) async fn request_start(
     memory_bytes_max: u64,
     time_max: Duration,
 ) -> Result<u32, WorkerError> {
-    let began = Instant::now();
+    let (began, phase) = (Instant::now(), process.phase());
     process
         .until(began + time_max, async |process| {
             process.send(&Request::Start { warmup: practice }).await?;
@@ -295,7 +295,7 @@ pub(crate) async fn request_start(
                     }
                     Ok(start_micros)
                 }
-                other => Err(unexpected(&other, Phase::Serve)),
+                other => Err(unexpected(&other, phase)),
             }
         })
         .await

@@ -234,6 +234,11 @@ impl Process {
         self.phase = Phase::Zygote;
     }
 
+    /// What it is doing.
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
     /// Whether it is to be forked, and evaluates nothing itself.
     pub(crate) fn forks(&self) -> bool {
         self.phase == Phase::Zygote

@@ -1,8 +1,9 @@
 //! Stands in for the worker and attacks, from within the confinement that ships.
 //!
 //! It goes down the same steps by the same functions. Its "module" is a text of words: which
-//! layers are left out, and in the compile role which attempt is made; in the serve role the
-//! policy's settings say which attempt is made, and when. What came of it is told as the reason
+//! layers are left out, and in the compile role which attempt is made; in the other roles the
+//! policy's settings say which attempt is made, and when: by a worker that loads, by one that
+//! serves, by a zygote, or by what was forked from one. What came of it is told as the reason
 //! why the policy can't serve. Without an attempt it answers like any policy.
 
 #[expect(dead_code, reason = "the suite uses the other part")]
@@ -11,7 +12,6 @@ mod attempts;
 
 use std::io::Write as _;
 use std::mem::ManuallyDrop;
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use conclave_ipc::channel::WorkerEnd;
@@ -21,8 +21,8 @@ use conclave_ipc::message::{
     Confinement, FaultClass, ModuleFacts, ModuleShape, Operation, Reply, Request,
 };
 use conclave_ipc::{IMAGE_FD, Role};
-use conclave_worker::BoundedAllocator;
-use conclave_worker::confine::{self, Arguments, Confined, Ladder};
+use conclave_worker::confine::{self, Arguments, Confined, Ladder, Side, Zygote};
+use conclave_worker::{BoundedAllocator, Socket};
 use serde_json::Value;
 
 use attempts::kernel;
@@ -68,7 +68,7 @@ impl Ladder for Orders {
 #[global_allocator]
 static ALLOCATOR: BoundedAllocator = BoundedAllocator;
 
-type Channel = WorkerEnd<UnixStream>;
+type Channel = WorkerEnd<Socket>;
 
 fn main() -> ExitCode {
     match run() {
@@ -83,8 +83,8 @@ fn main() -> ExitCode {
 fn run() -> Result<(), String> {
     let arguments =
         Arguments::parse(std::env::args().skip(1)).ok_or("started by conclave alone")?;
-    let mut channel =
-        WorkerEnd::new(confine::channel().map_err(|error| format!("no channel: {error}"))?);
+    let socket = confine::channel().map_err(|error| format!("no channel: {error}"))?;
+    let mut channel = WorkerEnd::new(Socket::new(socket));
     let orders = Orders::read();
     attempts::look_around();
     // So that the same descriptors are open.
@@ -127,30 +127,53 @@ fn compile(orders: &Orders, confined: &Confined, channel: &mut Channel) -> Resul
     channel.send(&compiled).map_err(|error| error.to_string())
 }
 
+/// What the policy's settings say.
+struct Mission {
+    settings: Value,
+}
+
+impl Mission {
+    /// The attempt that is made by a worker with this role.
+    fn at(&self, role: &str) -> Option<&str> {
+        let word = |name: &str| self.settings.get(name).and_then(Value::as_str);
+        word("attempt").filter(|_| word("role") == Some(role))
+    }
+}
+
 fn serve(orders: &Orders, confined: Confined, channel: &mut Channel) -> Result<(), String> {
     let Request::Load(load) = channel.receive().map_err(|error| error.to_string())? else {
         return Err("not asked to load".to_owned());
     };
-    let settings: Value = serde_json::from_slice(load.settings).unwrap_or_default();
+    let mission = Mission { settings: serde_json::from_slice(load.settings).unwrap_or_default() };
     let data_bytes_max = load.memory_bytes_max.saturating_add(SERVE_OVERHEAD_BYTES);
-    let word = |name: &str| settings.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
-    let (attempt, role) = (word("attempt"), word("role"));
-    if let Some(attempt) = attempt.as_ref().filter(|_| role.as_deref() == Some("load")) {
+    let processes_max = load.processes_max;
+    if let Some(attempt) = mission.at("load") {
         return channel.send(&fault(&outcome(attempt))).map_err(|error| error.to_string());
     }
-    let code = kernel::spare_code_page();
-    let sealed =
-        confined.seal(data_bytes_max, Some(code), orders).map_err(|error| error.to_string())?;
+    let code = Some(kernel::spare_code_page());
+    if processes_max > 0 {
+        let zygote = confined.seal_zygote(data_bytes_max, processes_max, code, orders);
+        let zygote = zygote.map_err(|error| error.to_string())?;
+        channel
+            .send(&Reply::Loaded(orders.claim(zygote.report())))
+            .map_err(|error| error.to_string())?;
+        return start(orders, &mission, &zygote, channel);
+    }
+    let sealed = confined.seal(data_bytes_max, code, orders).map_err(|error| error.to_string())?;
     channel
         .send(&Reply::Loaded(orders.claim(sealed.report())))
         .map_err(|error| error.to_string())?;
+    evaluate(&mission, channel)
+}
+
+fn evaluate(mission: &Mission, channel: &mut Channel) -> Result<(), String> {
     loop {
         let (id, operation) = match channel.receive().map_err(|error| error.to_string())? {
             Request::Evaluate { id, operation: Operation::ValidateSettings } => (id, true),
             Request::Evaluate { id, operation: Operation::Validate(_) } => (id, false),
             _ => return Err("not asked to evaluate".to_owned()),
         };
-        let response = match (&attempt, operation) {
+        let response = match (mission.at("serve"), operation) {
             (Some(attempt), true) => {
                 format!(r#"{{"valid":false,"message":"{}"}}"#, outcome(attempt))
             }
@@ -160,6 +183,50 @@ fn serve(orders: &Orders, confined: Confined, channel: &mut Channel) -> Result<(
         let verdict =
             Reply::Verdict { id, response: response.as_bytes(), diagnostics: b"", guest_micros: 0 };
         channel.send(&verdict).map_err(|error| error.to_string())?;
+    }
+}
+
+/// Does as a zygote does, whose guest is the attacker, or else what was forked from it.
+fn start(
+    orders: &Orders,
+    mission: &Mission,
+    zygote: &Zygote,
+    channel: &mut Channel,
+) -> Result<(), String> {
+    let Request::Start { .. } = channel.receive().map_err(|error| error.to_string())? else {
+        return Err("not asked to start".to_owned());
+    };
+    if let Some(attempt) = mission.at("zygote") {
+        return channel.send(&fault(&outcome(attempt))).map_err(|error| error.to_string());
+    }
+    let started = Reply::Started { start_micros: 0, memory_bytes: 0 };
+    channel.send(&started).map_err(|error| error.to_string())?;
+    channel.stream_mut().take_descriptors(true);
+    loop {
+        let reap = match channel.receive().map_err(|error| error.to_string())? {
+            Request::Fork => None,
+            Request::Reap { child } => Some(child),
+            _ => return Err("not asked to fork".to_owned()),
+        };
+        let reply = if let Some(child) = reap {
+            Reply::Reaped { status: confine::reap(child).map_err(|error| error.to_string())? }
+        } else {
+            let theirs = channel.stream_mut().descriptor().ok_or("no channel to fork with")?;
+            match zygote.fork(theirs, orders).map_err(|error| error.to_string())? {
+                Side::Zygote { child } => Reply::Forked { child },
+                Side::Worker(sealed) => {
+                    let sealed = sealed.map_err(|error| error.to_string())?;
+                    channel.stream_mut().take_descriptors(false);
+                    let told = mission.at("forked").map(outcome);
+                    let first = told
+                        .as_deref()
+                        .map_or_else(|| Reply::Loaded(orders.claim(sealed.report())), fault);
+                    channel.send(&first).map_err(|error| error.to_string())?;
+                    return evaluate(mission, channel);
+                }
+            }
+        };
+        channel.send(&reply).map_err(|error| error.to_string())?;
     }
 }
 

@@ -35,8 +35,15 @@ pub(crate) struct Trial {
     pub(crate) attempt: &'static Attempt,
     /// When it is made.
     pub(crate) phase: Phase,
+    /// Whether it is made by a worker that was forked from a zygote.
+    pub(crate) forked: bool,
     /// The layer that is left out.
     pub(crate) without: Option<Layer>,
+}
+
+/// What the probe, and the table, call a worker at that time.
+pub(crate) const fn role(phase: Phase, forked: bool) -> &'static str {
+    if forked { "forked" } else { phase.name() }
 }
 
 impl Trial {
@@ -44,13 +51,13 @@ impl Trial {
     /// of any layer nor role, and takes long.
     pub(crate) fn is_made(&self) -> bool {
         !matches!(self.attempt.first, First::Supervisor(_))
-            || (self.phase == Phase::Serve && self.without.is_none())
+            || (self.phase == Phase::Serve && !self.forked && self.without.is_none())
     }
 
     fn policy(&self) -> String {
         let without = self.without.map(|layer| format!(" without {}", layer.name()));
         let attempt = self.attempt.id.replace('/', " ");
-        format!("{attempt} {}{}", self.phase.name(), without.unwrap_or_default())
+        format!("{attempt} {}{}", role(self.phase, self.forked), without.unwrap_or_default())
     }
 
     /// The words of its module, see the probe.
@@ -94,6 +101,7 @@ impl Campaign {
                 module: trial.module(host),
                 attempt: trial.attempt.id.to_owned(),
                 phase: trial.phase,
+                forked: trial.forked,
             })
             .collect();
         let log = attack(host, &policies);
@@ -115,14 +123,17 @@ pub(crate) struct Order {
     pub(crate) module: String,
     pub(crate) attempt: String,
     pub(crate) phase: Phase,
+    pub(crate) forked: bool,
 }
 
 /// Runs a daemon until all orders are carried out, and gives its log. It has lived through all
 /// of it, answered for an honest policy all the time, and kept nothing.
 pub(crate) fn attack(host: Host, orders: &[Order]) -> Vec<Value> {
     let place = Place::new();
-    let mut policies =
-        format!("honest:\n  module: file://{}\n", place.write("honest", "red team\n").display());
+    // Forked where that can be.
+    let start = if host == Host::Complete { "snapshot" } else { "fresh" };
+    let honest = place.write("honest", "red team\n");
+    let mut policies = format!("honest: {{start: {start}, module: file://{}}}\n", honest.display());
     let mut modules = HashMap::new();
     for order in orders {
         let name = format!("module-{}", modules.len());
@@ -130,8 +141,10 @@ pub(crate) fn attack(host: Host, orders: &[Order]) -> Vec<Value> {
             .entry(&order.module)
             .or_insert_with_key(|text| place.write(&name, text.as_bytes()));
         let (policy, module) = (&order.policy, module.display());
-        let (attempt, role) = (&order.attempt, order.phase.name());
+        let (attempt, role) = (&order.attempt, role(order.phase, order.forked));
+        let start = if ["zygote", "forked"].contains(&role) { "snapshot" } else { "fresh" };
         writeln!(policies, "{policy:?}:\n  module: file://{module}").unwrap();
+        writeln!(policies, "  start: {start}\n  warmup: none").unwrap();
         writeln!(policies, "  settings: {{attempt: {attempt:?}, role: {role:?}}}").unwrap();
     }
     let probe = conclave().with_file_name("red-team-probe");

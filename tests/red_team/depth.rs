@@ -27,6 +27,7 @@ fn the_daemon_outlives_attempts_that_two_layers_together_would_stop() {
                 module: format!("red team\nwithout: {filter}\nwithout: {next}\n"),
                 attempt: attempt.id.to_owned(),
                 phase: Phase::Serve,
+                forked: false,
             })
         })
         .collect();

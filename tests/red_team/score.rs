@@ -7,7 +7,7 @@ use conclave_ipc::Phase;
 use conclave_ipc::layers::Layer;
 
 use crate::attempts::{self, Attempt, First, Next};
-use crate::campaign::{Campaign, Trial};
+use crate::campaign::{Campaign, Trial, role};
 use crate::expectations::{Outcome, judge};
 
 /// One column of the table: when, and which layer was left out.
@@ -23,7 +23,7 @@ pub(crate) struct Score {
 }
 
 fn column(trial: &Trial) -> Column {
-    (trial.phase.name(), trial.without)
+    (role(trial.phase, trial.forked), trial.without)
 }
 
 impl Score {
@@ -69,7 +69,7 @@ impl Score {
             "red team: {} attempts x {} roles: {} succeeded; 1 layer off ({} layers): {} succeeded \
              but {} that one layer alone stops; {needed} needed calls allowed",
             attempts::all().count() - needed,
-            Phase::ALL.len(),
+            Phase::ALL.len() + 1,
             self.succeeded(complete),
             left_out.len(),
             self.succeeded(|column| !complete(column)),

@@ -55,6 +55,7 @@ fn a_serving_worker_is_killed_for_every_system_call_but_those_of_its_filter() {
             module: "red team\n".to_owned(),
             attempt: format!("call/{number}"),
             phase: Phase::Serve,
+            forked: false,
         })
         .collect();
     let log = attack(Host::Complete, &orders);

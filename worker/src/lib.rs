@@ -24,10 +24,10 @@ use conclave_ipc::{Role, limits};
 
 use confine::{Arguments, Complete, Confined, Ladder};
 use policy::arena::Arena;
-use socket::Socket;
 
 pub use allocator::BoundedAllocator;
 pub use end::end;
+pub use socket::Socket;
 
 /// The engine as the compile role has it.
 ///

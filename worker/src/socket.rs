@@ -10,24 +10,26 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFl
 
 /// A socket that can be made to take descriptors which come with a message.
 #[derive(Debug)]
-pub(crate) struct Socket {
+pub struct Socket {
     stream: UnixStream,
     takes_descriptors: bool,
     taken: Option<OwnedFd>,
 }
 
 impl Socket {
-    pub(crate) fn new(stream: UnixStream) -> Self {
+    /// Over that stream; takes none at first.
+    #[must_use]
+    pub fn new(stream: UnixStream) -> Self {
         Self { stream, takes_descriptors: false, taken: None }
     }
 
     /// Whether descriptors are taken from now on; the kernel drops them otherwise.
-    pub(crate) fn take_descriptors(&mut self, take: bool) {
+    pub fn take_descriptors(&mut self, take: bool) {
         self.takes_descriptors = take;
     }
 
     /// The descriptor that came last, if nobody had it yet.
-    pub(crate) fn descriptor(&mut self) -> Option<OwnedFd> {
+    pub fn descriptor(&mut self) -> Option<OwnedFd> {
         self.taken.take()
     }
 

@@ -7,10 +7,7 @@ use libc::{
 };
 
 use super::kernel::{Gain, call};
-use super::{
-    Attempt, First, NO_DESCRIPTOR, Next, alone, filtered, kernel, limits, needed, pid_namespace,
-    refused,
-};
+use super::{Attempt, NO_DESCRIPTOR, Next, alone, filtered, kernel, limits, pid_namespace};
 
 const OWN_CHANNEL: &str = "changes how the worker's own end of the channel behaves";
 const F_SETSIG: i32 = 10;
@@ -21,12 +18,12 @@ fn fcntl(descriptor: i32, command: i32, argument: i32) -> Gain {
 }
 
 /// `PAGEMAP_SCAN`, with all that it may do: report pages, and protect them against writing.
-fn scan(descriptor: i32, flags: u64) -> Gain {
+fn scan(descriptor: i32) -> Gain {
     let area = super::memory::fresh_page()?;
     let mut regions = [0_u64; 12];
     let argument: [u64; 12] = [
         96,
-        flags,
+        0,
         area as u64,
         (area as u64).saturating_add(4096),
         0,
@@ -344,22 +341,25 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
             call!(libc::SYS_clock_nanosleep, 1, 0, [3_000_000_000_i64, 0].as_ptr(), 0)
         },
     ),
-    needed("descriptor/scan-own-pages", "asks which of its own pages were written to", || {
-        scan(5, 0)
-    }),
-    refused(
-        "descriptor/scan-by-channel",
-        "asks the channel about pages",
-        First::Kernel(&["ENOTTY"]),
-        || scan(3, 0),
+    filtered(
+        "descriptor/scan-own-pages",
+        "asks which of its own pages were written to",
+        "ioctl",
+        kernel(&["ENOTTY"]),
+        || scan(5),
     ),
-    refused(
-        "descriptor/scan-by-image",
-        "asks the image about pages",
-        First::Kernel(&["ENOTTY"]),
-        || scan(4, 0),
+    filtered(
+        "descriptor/write-state",
+        "writes to the file of the state that others go on from",
+        "pwrite64",
+        limits(&["EFBIG", "SIGXFSZ"]),
+        || call!(libc::SYS_pwrite64, 5, [0_u8; 8].as_ptr(), 8, 0),
     ),
-    needed("descriptor/scan-protect", "protects its own pages to see which are written to", || {
-        scan(5, 1)
-    }),
+    filtered(
+        "descriptor/grow-state",
+        "makes the file of the state as long as it can",
+        "ftruncate",
+        kernel(&["EPERM"]),
+        || call!(libc::SYS_ftruncate, 5, 1_i64 << 40),
+    ),
 ];

@@ -183,11 +183,15 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
     refused("memory/map-channel", "maps its channel", First::Kernel(&["ENODEV", "EACCES"]), || {
         call!(libc::SYS_mmap, 0, PAGE, PROT_READ, MAP_PRIVATE, 3, 0)
     }),
-    refused(
-        "memory/map-page-map",
-        "maps its page map",
-        First::Kernel(&["ENODEV", "EACCES", "EIO"]),
-        || call!(libc::SYS_mmap, 0, PAGE, PROT_READ, MAP_PRIVATE, 5, 0),
+    needed("memory/map-state", "maps its guest's state, for itself alone", || {
+        call!(libc::SYS_mmap, 0, PAGE, PROT_READ, MAP_PRIVATE, 5, 0)
+    }),
+    filtered(
+        "memory/map-state-shared",
+        "maps the state that others go on from, to change it",
+        "mmap",
+        alone("changes its own file; one that others have is sealed by the supervisor"),
+        || call!(libc::SYS_mmap, 0, PAGE, RW, MAP_SHARED, 5, 0),
     ),
     filtered(
         "memory/locked",

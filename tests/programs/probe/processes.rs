@@ -17,6 +17,8 @@ use super::{
 
 pub(super) const ONLY_ITSELF: &str = "reaches no process but itself";
 
+const ONLY_ITS_FAMILY: &str = "reaches its zygote, which has the same policy and the same state";
+
 /// The numbers of the supervisor and of this process, as far as they are to be known here.
 static NUMBERS: OnceLock<(i32, i32)> = OnceLock::new();
 
@@ -67,15 +69,23 @@ fn foreign_memory(number: i64, process: i32) -> Gain {
     call!(number, process, here.as_ptr(), 1, there.as_ptr(), 1, 0)
 }
 
-/// Makes what is not there any more: processes or threads until the kernel refuses.
+/// What a zygote may make where its policy has one worker, as it has here: that, and another
+/// one while it is not reaped.
+const COPIES_MAX: usize = 2;
+
+/// Makes what is not there any more: processes or threads until the kernel refuses. To make no
+/// more than a zygote may is no success.
 fn bomb(flags: usize) -> Gain {
     for made in 0..1000_usize {
         if let Err(error) = clone_that_ends(libc::SYS_clone, flags, 0) {
-            return if made > 0 { Ok(made) } else { Err(error) };
+            return if made > COPIES_MAX { Ok(made) } else { Err(error) };
         }
     }
     Ok(1000)
 }
+
+/// The first process of a worker's namespace: for one that was forked its zygote, else itself.
+const FIRST: i32 = 1;
 
 const THREAD: i32 = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD;
 
@@ -178,6 +188,27 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
         "kill",
         pid_namespace(&["ESRCH"]),
         || kill(-1),
+    ),
+    filtered(
+        "process/kill-zygote",
+        "signals what it was forked from",
+        "kill",
+        Next::Nothing(&["succeeded", "EPERM"], ONLY_ITS_FAMILY),
+        || kill(FIRST),
+    ),
+    filtered(
+        "process/ptrace-zygote",
+        "traces what it was forked from",
+        "ptrace",
+        kernel(&["EPERM", "EACCES"]),
+        || call!(libc::SYS_ptrace, PTRACE_SEIZE, FIRST, 0, 0),
+    ),
+    filtered(
+        "process/read-zygote",
+        "reads the memory of what it was forked from",
+        "process_vm_readv",
+        Next::Nothing(&["succeeded", "EFAULT", "EPERM"], ONLY_ITS_FAMILY),
+        || foreign_memory(libc::SYS_process_vm_readv, FIRST),
     ),
     filtered("process/kill-group", "signals its process group", "kill", alone(ONLY_ITSELF), || {
         kill(0)
