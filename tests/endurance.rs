@@ -107,7 +107,7 @@ fn very_many_requests_leave_nothing_behind() {
             policies_yml += &format!(
                 "{name}:\n  module: {name}.wasm\n  settings: {settings}\n\
                  \u{20} timeoutEvalSeconds: 20\n  start: {start}\n\
-                 \u{20} snapshot: {{maxAgeSeconds: 86400, maxUses: 100000000}}\n"
+                 \u{20} snapshot: {{maxAgeSeconds: 3600, maxUses: 100000000}}\n"
             );
         }
         // A line for each verdict would fill the disk.

@@ -148,7 +148,7 @@ async fn load_worker(
     let report = request_load(&mut process, load).await?;
     compiler.sandbox.require_loaded(report.layers)?;
     if forks {
-        process.will_fork();
+        process.will_be_forked();
     }
     Ok(process)
 }
