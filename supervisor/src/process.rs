@@ -230,7 +230,7 @@ impl Process {
     }
 
     /// Notes that it starts its guest, and will be forked.
-    pub(crate) fn will_fork(&mut self) {
+    pub(crate) fn will_be_forked(&mut self) {
         self.phase = Phase::Zygote;
     }
 
