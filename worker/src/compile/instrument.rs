@@ -1,11 +1,11 @@
 //! Adds to a module what it takes to set its instances back: names for its mutable globals,
-//! and a command that never returns.
+//! a command that never returns, and a memory of its own in place of one that it imports.
 //!
-//! Nothing that is there changes its index, and every section but three is copied as it is.
+//! Nothing that is there changes its index, and every section but five is copied as it is.
 #![forbid(unsafe_code)]
 
-use wasm_encoder::{Encode, ExportKind, Function, SectionId};
-use wasmparser::{BinaryReader, BinaryReaderError, Export, Parser};
+use wasm_encoder::{Encode, ExportKind, Function, MemoryType, SectionId};
+use wasmparser::{BinaryReader, BinaryReaderError, Export, Import, Parser, TypeRef};
 
 /// Names that begin like this are ours; a module with one of its own is left alone.
 pub(super) const RESERVED: &str = "conclave:";
@@ -19,6 +19,9 @@ pub(crate) const MOVED_START: &str = "conclave:start";
 
 /// What a command is started by.
 pub(super) const START: &str = "_start";
+
+/// What the host finds linear memory by.
+pub(super) const MEMORY_EXPORT: &str = "memory";
 
 /// Magic number and version.
 const HEADER_BYTES: usize = 8;
@@ -50,6 +53,17 @@ pub(super) struct Additions {
     pub(super) globals: Vec<u32>,
     /// For a command: the function that becomes its `_start`.
     pub(super) ending: Option<Ending>,
+    /// The memory that the module is to have instead of importing it.
+    pub(super) memory: Option<OwnMemory>,
+}
+
+/// A memory that a module defines where it imported one: with the same index, since it is the
+/// only one, and the same limits.
+#[derive(Debug)]
+pub(super) struct OwnMemory {
+    pub(super) limits: wasmparser::MemoryType,
+    /// Whether the module exports it already.
+    pub(super) is_exported: bool,
 }
 
 /// A function that calls the module's own `_start` and then `proc_exit(0)`, which is what
@@ -73,7 +87,7 @@ pub(super) fn instrument(
     let new = additions.sections();
     let growth = new.iter().map(|new| new.items.len().saturating_add(HEADING_BYTES_MAX)).sum();
     let mut out = Vec::with_capacity(module.len().saturating_add(growth));
-    let mut missing = new.into_iter().filter(|new| new.count > 0).peekable();
+    let mut missing = new.into_iter().filter(Addition::is_needed).peekable();
     out.extend_from_slice(module.get(..HEADER_BYTES).unwrap_or_default());
     for payload in Parser::new(0).parse_all(module) {
         let Some((id, range)) = payload?.as_section() else { continue };
@@ -97,9 +111,28 @@ pub(super) fn instrument(
 
 impl Additions {
     /// In the order of a module.
-    fn sections(&self) -> [Addition; 3] {
-        let [mut functions, mut exports, mut code] =
-            [SectionId::Function, SectionId::Export, SectionId::Code].map(Addition::to);
+    fn sections(&self) -> [Addition; 5] {
+        let [mut imports, mut functions, mut memories, mut exports, mut code] = [
+            SectionId::Import,
+            SectionId::Function,
+            SectionId::Memory,
+            SectionId::Export,
+            SectionId::Code,
+        ]
+        .map(Addition::to);
+        if let Some(OwnMemory { limits, is_exported }) = &self.memory {
+            imports.without = Some(Loss::MemoryImport);
+            memories.item(&MemoryType {
+                minimum: limits.initial,
+                maximum: limits.maximum,
+                memory64: limits.memory64,
+                shared: limits.shared,
+                page_size_log2: limits.page_size_log2,
+            });
+            if !is_exported {
+                exports.export(MEMORY_EXPORT, ExportKind::Memory, 0);
+            }
+        }
         for (number, global) in self.globals.iter().enumerate() {
             exports.export(&format!("{GLOBAL_EXPORTS}{number}"), ExportKind::Global, *global);
         }
@@ -107,13 +140,13 @@ impl Additions {
             functions.item(&ending.start_type);
             exports.export(MOVED_START, ExportKind::Func, ending.start);
             exports.export(START, ExportKind::Func, ending.function);
-            exports.without = Some(START);
+            exports.without = Some(Loss::Export(START));
             let mut function = Function::new([]);
             let mut body = function.instructions();
             body.call(ending.start).i32_const(0).call(ending.proc_exit).unreachable().end();
             code.item(&function);
         }
-        [functions, exports, code]
+        [imports, functions, memories, exports, code]
     }
 }
 
@@ -123,13 +156,34 @@ struct Addition {
     id: SectionId,
     count: u32,
     items: Vec<u8>,
-    /// The export that the section loses.
-    without: Option<&'static str>,
+    /// The item that the section loses.
+    without: Option<Loss>,
+}
+
+/// An item that a section loses: the first such one.
+#[derive(Debug, Clone, Copy)]
+enum Loss {
+    Export(&'static str),
+    MemoryImport,
+}
+
+impl Loss {
+    /// Reads the next item of the section, and says whether it is the one.
+    fn is_next(self, reader: &mut BinaryReader<'_>) -> Result<bool, BinaryReaderError> {
+        Ok(match self {
+            Self::Export(name) => reader.read::<Export<'_>>()?.name == name,
+            Self::MemoryImport => matches!(reader.read::<Import<'_>>()?.ty, TypeRef::Memory(_)),
+        })
+    }
 }
 
 impl Addition {
     fn to(id: SectionId) -> Self {
         Self { id, count: 0, items: Vec::new(), without: None }
+    }
+
+    fn is_needed(&self) -> bool {
+        self.count > 0 || self.without.is_some()
     }
 
     fn item(&mut self, item: &impl Encode) {
@@ -159,10 +213,10 @@ impl Addition {
         let mut count = reader.read_var_u32()?;
         let items = reader.original_position();
         let mut gap = items..items;
-        if let Some(name) = self.without {
+        if let Some(loss) = self.without {
             for _ in 0..count {
                 let from = reader.original_position();
-                if reader.read::<Export<'_>>()?.name == name {
+                if loss.is_next(&mut reader)? {
                     gap = from..reader.original_position();
                     count = count.saturating_sub(1);
                     break;
@@ -336,6 +390,42 @@ mod tests {
         assert_eq!(run(&text), (None, 0));
     }
 
+    #[test]
+    fn a_memory_that_was_imported_is_defined_with_the_same_limits() {
+        let engine = crate::engine().unwrap();
+        for export in ["", r#"(export "memory" (memory 0))"#] {
+            let original = assembled(&format!(
+                r#"(module {PROC_EXIT} (import "env" "memory" (memory 2 9))
+                     (import "wasi_snapshot_preview1" "proc_exit" (func $again (param i32)))
+                     {export} (global (mut i32) (i32.const 1)) (data (i32.const 0) "x")
+                     (func (export "opa_eval") (call $again (i32.const 5))))"#
+            ));
+            let (mut store, instance) = instance(&engine, &original);
+            let memory = instance.get_memory(&mut store, MEMORY_EXPORT).unwrap();
+            let limits = memory.ty(&store);
+            assert_eq!((limits.minimum(), limits.maximum()), (2, Some(9)));
+            assert_eq!(memory.data(&store)[0], b'x');
+            let eval = instance.get_typed_func::<(), ()>(&mut store, "opa_eval").unwrap();
+            let error = eval.call(&mut store, ()).unwrap_err();
+            assert_eq!(error.downcast::<Exit>().unwrap().0, 5);
+        }
+    }
+
+    /// Without a memory there is nothing to link.
+    #[test]
+    fn it_is_defined_even_if_instances_can_not_be_set_back() {
+        let engine = crate::engine().unwrap();
+        let module = assembled(
+            r#"(module (import "env" "memory" (memory 2)) (table 1 funcref)
+                 (func (export "opa_eval") (table.set (i32.const 0) (ref.null func))))"#,
+        );
+        let (prepared, survey) = prepare(&engine, &module).unwrap();
+        assert!(survey.facts.obstacle.is_some());
+        let module = Module::new(&engine, &*prepared).unwrap();
+        assert_eq!(module.imports().count(), 0);
+        assert!(module.get_export(MEMORY_EXPORT).unwrap().memory().is_some());
+    }
+
     fn sections(module: &[u8]) -> Vec<(u8, &[u8])> {
         let payloads = Parser::new(0).parse_all(module);
         payloads
@@ -389,14 +479,14 @@ mod tests {
         let data = RawSection { id: SectionId::Data as u8, data: b"\x01\x01\0" };
         let mut module = wasm_encoder::Module::new();
         module.section(&type_of_nothing).section(&global).section(&data);
-        let additions = Additions { globals: vec![0], ending: None };
+        let additions = Additions { globals: vec![0], ending: None, memory: None };
         let with_export = instrument(&module.finish(), &additions).unwrap();
         Module::validate(&engine, &with_export).unwrap();
         let ids: Vec<_> = sections(&with_export).into_iter().map(|(id, _)| id).collect();
         assert_eq!(ids, [1, 6, 7, 11]);
 
         let ending = Ending { start: 0, start_type: 0, proc_exit: 1, function: 2 };
-        let additions = Additions { globals: vec![0], ending: Some(ending) };
+        let additions = Additions { globals: vec![0], ending: Some(ending), memory: None };
         let with_all = instrument(&with_export, &additions).unwrap();
         let ids: Vec<_> = sections(&with_all).into_iter().map(|(id, _)| id).collect();
         assert_eq!(ids, [1, 3, 6, 7, 10, 11]);

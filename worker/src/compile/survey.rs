@@ -7,7 +7,8 @@
 //! - elements and sizes of its tables: `table.set`, `table.grow`, `table.fill`, `table.copy`
 //!   and `table.init` change them, and the host never does;
 //! - segments that were dropped: by `elem.drop` and `data.drop`, beside instantiation;
-//! - memories, tables and globals of others: they would have to be imported.
+//! - memories, tables and globals of others: they would have to be imported. (What OPA compiles
+//!   imports its memory; it is made to define it.)
 //!
 //! A module that can do any of this is told from its sections and instructions, before it
 //! has run. Modules with other memories, shared or collected objects, exceptions or stacks
@@ -18,23 +19,26 @@ use conclave_ipc::limits::{GLOBALS_MAX, METADATA_BYTES_MAX};
 use conclave_ipc::message::{ModuleFacts, ModuleShape, Obstacle};
 use wasmparser::{
     CompositeInnerType, Export, ExternalKind, FunctionBody, GlobalSectionReader,
-    ImportSectionReader, Operator, Parser, Payload, SubType, TypeRef, ValType,
+    ImportSectionReader, MemoryType, Operator, Parser, Payload, SubType, TypeRef, ValType,
 };
 
 use super::BadModule;
-use super::instrument::{Additions, Ending, RESERVED, START};
+use super::instrument::{Additions, Ending, MEMORY_EXPORT, OwnMemory, RESERVED, START};
 
 /// The custom section that holds a policy's metadata; the first one counts.
 const METADATA_SECTION: &str = "io.kubewarden.metadata";
 
 const WASI: &str = "wasi_snapshot_preview1";
 
+/// Where what OPA compiles imports its memory from.
+const OPA: &str = "env";
+
 /// What a look at a module yields.
 #[derive(Debug)]
 pub(super) struct Survey<'a> {
     pub(super) metadata: Option<&'a [u8]>,
     pub(super) facts: ModuleFacts,
-    /// What is to be added to the module; nothing if there is an obstacle.
+    /// What is to be added to the module; if there is an obstacle, at most a memory.
     pub(super) additions: Option<Additions>,
 }
 
@@ -84,7 +88,9 @@ struct Findings<'a> {
     global_count: u32,
     mutable_globals: Vec<u32>,
     memory_is_defined: bool,
-    memory_is_exported: bool,
+    imported_memory: Option<MemoryType>,
+    /// What is exported by the name of a memory.
+    memory_export: Option<ExternalKind>,
     start_function: Option<u32>,
     proc_exit: Option<u32>,
     obstacle: Option<Obstacle>,
@@ -138,6 +144,9 @@ impl<'a> Findings<'a> {
                     }
                     self.functions.push(ty);
                 }
+                TypeRef::Memory(ty) if (import.module, import.name) == (OPA, MEMORY_EXPORT) => {
+                    self.imported_memory = Some(ty);
+                }
                 TypeRef::Global(ty) => {
                     self.global_count = self.global_count.saturating_add(1);
                     if ty.mutable {
@@ -174,7 +183,7 @@ impl<'a> Findings<'a> {
                 self.start_function = (export.kind == ExternalKind::Func).then_some(export.index);
             }
             // A valid module has one memory at most.
-            "memory" => self.memory_is_exported = export.kind == ExternalKind::Memory,
+            MEMORY_EXPORT => self.memory_export = Some(export.kind),
             name if name.starts_with(RESERVED) => self.hinders(Obstacle::Name),
             name => self.rego |= name.starts_with("opa_"),
         }
@@ -202,6 +211,17 @@ impl<'a> Findings<'a> {
         })
     }
 
+    /// The memory that a module for OPA is to define, if it imports one and the name is free.
+    fn own_memory(&self, shape: ModuleShape) -> Option<OwnMemory> {
+        let limits = self.imported_memory.filter(|_| shape == ModuleShape::Rego)?;
+        let is_exported = match self.memory_export {
+            None => false,
+            Some(ExternalKind::Memory) => true,
+            Some(_) => return None,
+        };
+        Some(OwnMemory { limits, is_exported })
+    }
+
     fn conclude(mut self) -> Result<Survey<'a>, BadModule> {
         if self.metadata.is_some_and(|bytes| bytes.len() > METADATA_BYTES_MAX) {
             return Err(BadModule(format!(
@@ -214,7 +234,9 @@ impl<'a> Findings<'a> {
             (false, false, true) => ModuleShape::Wasi,
             (false, false, false) => ModuleShape::Unknown,
         };
-        if !(self.memory_is_defined && self.memory_is_exported) {
+        let memory = self.own_memory(shape);
+        let has_memory = self.memory_is_defined && self.memory_export == Some(ExternalKind::Memory);
+        if !has_memory && memory.is_none() {
             self.hinders(Obstacle::Memory);
         }
         // waPC's `_start` is an initialiser, and returns.
@@ -224,9 +246,13 @@ impl<'a> Findings<'a> {
             self.hinders(Obstacle::Exit);
         }
         let Self { metadata, runs_at_instantiation, obstacle, mutable_globals, .. } = self;
-        let additions = match obstacle {
-            Some(_) => None,
-            None => Some(Additions { globals: mutable_globals, ending }),
+        let additions = match (obstacle, memory) {
+            (None, memory) => Some(Additions { globals: mutable_globals, ending, memory }),
+            // Without it there is nothing to link.
+            (Some(_), Some(memory)) => {
+                Some(Additions { globals: Vec::new(), ending: None, memory: Some(memory) })
+            }
+            (Some(_), None) => None,
         };
         let facts = ModuleFacts { shape, runs_at_instantiation, obstacle };
         Ok(Survey { metadata, facts, additions })
@@ -282,6 +308,22 @@ mod tests {
         }
         assert_eq!(obstacle(""), None);
         assert_eq!(obstacle_of(r#"(module (memory (export "a") (export "memory") 1))"#), None);
+    }
+
+    #[test]
+    fn a_memory_that_a_rego_module_imports_becomes_its_own() {
+        let eval = r#"(func (export "opa_eval"))"#;
+        let import = r#"(import "env" "memory" (memory 2))"#;
+        for (module, hinders) in [
+            (format!("(module {import} {eval})"), false),
+            (format!(r#"(module {import} {eval} (export "memory" (memory 0)))"#), false),
+            (format!(r#"(module {import} (func (export "opa_eval") (export "memory")))"#), true),
+            (format!(r#"(module (import "env" "mem" (memory 2)) {eval})"#), true),
+            (format!("(module {import})"), true),
+            (format!(r#"(module {import} {eval} (func (export "__guest_call")))"#), true),
+        ] {
+            assert_eq!(obstacle_of(&module), hinders.then_some(Obstacle::Memory), "{module}");
+        }
     }
 
     #[test]
