@@ -56,6 +56,11 @@ pub struct Load<'a> {
     pub contract: Contract,
     /// The policy's settings: the text of one JSON object.
     pub settings: &'a [u8],
+    /// Rego: the name of the entrypoint to evaluate; otherwise the one with the number 0.
+    pub entrypoint: Option<&'a str>,
+    /// Rego: whether a builtin that fails ends the evaluation. Otherwise its expression is
+    /// undefined.
+    pub strict_builtin_errors: bool,
     /// Whether instantiation runs guest code, see [`ModuleFacts`]; such a module is
     /// instantiated when a request is there, others one ahead.
     pub runs_at_instantiation: bool,
@@ -76,7 +81,8 @@ pub struct Load<'a> {
 pub enum Operation<'a> {
     /// Judge this request: the text of one JSON value.
     Validate(&'a [u8]),
-    /// Judge the settings given with [`Load`].
+    /// Judge the settings given with [`Load`]. Rego has nothing to say about them: such a
+    /// policy is made ready, and finds them valid.
     ValidateSettings,
 }
 
@@ -87,6 +93,18 @@ pub enum Contract {
     Wapc,
     /// A WASI command, stdin to stdout: `wasi`.
     Wasi,
+    /// Rego as Open Policy Agent evaluates it; the settings are its data: `opa`.
+    Opa,
+    /// Rego as Gatekeeper evaluates it; the settings are its parameters: `gatekeeper`.
+    Gatekeeper,
+}
+
+impl Contract {
+    /// Whether the module is one that OPA compiled.
+    #[must_use]
+    pub const fn is_rego(self) -> bool {
+        matches!(self, Self::Opa | Self::Gatekeeper)
+    }
 }
 
 /// Worker to supervisor.
@@ -126,7 +144,7 @@ pub enum Reply<'a> {
     Verdict {
         /// The evaluation it belongs to.
         id: EvaluationId,
-        /// The guest's answer, not looked at: waPC's response, or all of stdout.
+        /// The guest's answer, not looked at: waPC's response, all of stdout, or OPA's result set.
         response: &'a [u8],
         /// All of stderr of a WASI guest, else empty.
         diagnostics: &'a [u8],

@@ -10,14 +10,15 @@
 
 mod answer;
 pub(crate) mod body;
+mod failure;
 mod patch;
+mod payload;
 mod post_processing;
+mod rego;
 pub(crate) mod request;
 pub(crate) mod response;
 mod shape;
 mod strict_json;
-
-use std::fmt;
 
 use answer::ValidationResponse;
 use conclave_ipc::message::Contract;
@@ -27,13 +28,12 @@ use request::ReviewRequest;
 use response::AdmissionResponse;
 
 pub(crate) use answer::SettingsResponse;
+pub(crate) use failure::Failure;
+pub(crate) use payload::Payload;
 pub(crate) use post_processing::{PostProcessing, post_process};
 
 /// The code of every rejection that a fault leads to.
 const FAULT_CODE: u16 = 500;
-
-/// Before the texts of most faults.
-const FAULT_PREFIX: &str = "internal server error: ";
 
 /// Which endpoint asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,48 +51,6 @@ pub(crate) enum Outcome<'a> {
     Response(Contract, &'a [u8]),
     /// There is no answer.
     Failure(Failure),
-}
-
-/// Why there is no verdict. `Display` is the text for the client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Failure {
-    /// A waPC guest returned an error, trapped, or answered nothing.
-    GuestCall(String),
-    /// A WASI command trapped or exited with an error; this is its stderr.
-    GuestExit(String),
-    /// The answer does not parse.
-    InvalidResponse(Contract, String),
-    /// The evaluation took too long. The text is the same for every runtime: a WASI command
-    /// that is interrupted has rarely written anything, and an empty message helps nobody.
-    Deadline,
-    /// The policy could not be run: no worker, or the worker was lost.
-    Unavailable(String),
-    /// The policy never got ready: not fetched, not verified, or settings refused. The text
-    /// says which.
-    Initialisation(String),
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::GuestCall(error) => {
-                write!(formatter, "{FAULT_PREFIX}Guest call failure: {error}")
-            }
-            Self::GuestExit(stderr) => formatter.write_str(stderr.trim()),
-            Self::InvalidResponse(Contract::Wapc, error) => {
-                write!(formatter, "{FAULT_PREFIX}invalid response from policy: {error}")
-            }
-            Self::InvalidResponse(Contract::Wasi, error) => write!(
-                formatter,
-                "{FAULT_PREFIX}Cannot deserialize policy validation response: {error}"
-            ),
-            Self::Deadline => formatter.write_str(
-                "Policy execution interrupted because it exceeded the allowed execution time",
-            ),
-            Self::Unavailable(reason) => write!(formatter, "{FAULT_PREFIX}{reason}"),
-            Self::Initialisation(error) => formatter.write_str(error),
-        }
-    }
 }
 
 /// The outcome of [`decide`].
@@ -133,12 +91,12 @@ pub(crate) fn decide(
     origin: Origin,
 ) -> Decision {
     let judged = match outcome {
-        Outcome::Response(runtime, bytes) => ValidationResponse::parse(bytes)
-            .map_err(|error| Failure::InvalidResponse(runtime, excerpt(&error))),
+        Outcome::Response(contract, bytes) => read(request, contract, bytes)
+            .map_err(|error| Failure::InvalidResponse(contract, shorten(&error).to_owned())),
         Outcome::Failure(failure) => Err(failure),
     };
     let (response, failure) = match judged {
-        Ok(answer) => (AdmissionResponse::from_validation(request, answer), None),
+        Ok(response) => (response, None),
         Err(failure) => {
             let text = failure.to_string();
             let rejection = AdmissionResponse::reject(request.uid(), text, FAULT_CODE);
@@ -162,6 +120,21 @@ pub(crate) fn decide(
     Decision { response: post_process(response, &rules, origin), verdict }
 }
 
+/// What an answer means for the request that it is given to; an error if it means nothing.
+fn read(
+    request: &ReviewRequest<'_>,
+    contract: Contract,
+    bytes: &[u8],
+) -> Result<AdmissionResponse, String> {
+    match contract {
+        Contract::Wapc | Contract::Wasi => ValidationResponse::parse(bytes)
+            .map(|answer| AdmissionResponse::from_validation(request, answer))
+            .map_err(|error| error.to_string()),
+        Contract::Opa => rego::opa(request, bytes),
+        Contract::Gatekeeper => rego::gatekeeper(request, bytes),
+    }
+}
+
 /// What is wrong with a policy's answer. Parser errors quote the text they choke on, which can
 /// be all of it.
 fn excerpt(error: &serde_json::Error) -> String {
@@ -176,7 +149,9 @@ pub(crate) fn decide_settings(outcome: Outcome<'_>) -> SettingsResponse {
             Ok(answer) => return answer,
             Err(error) => {
                 return SettingsResponse::invalid(match runtime {
-                    Contract::Wapc => format!("error: {}", excerpt(&error)),
+                    Contract::Wapc | Contract::Opa | Contract::Gatekeeper => {
+                        format!("error: {}", excerpt(&error))
+                    }
                     Contract::Wasi => {
                         format!(
                             "Cannot deserialize settings validation response: {}",
@@ -193,6 +168,7 @@ pub(crate) fn decide_settings(outcome: Outcome<'_>) -> SettingsResponse {
             format!("Error invoking settings validation callback: {error}")
         }
         Failure::GuestExit(_)
+        | Failure::Evaluation(_)
         | Failure::InvalidResponse(..)
         | Failure::Deadline
         | Failure::Unavailable(_)
@@ -228,10 +204,13 @@ mod tests {
         decide(&request(), Outcome::Failure(failure), rules, origin).response
     }
 
-    fn every_failure() -> [Failure; 7] {
+    fn every_failure() -> [Failure; 10] {
         [
             Failure::GuestCall("boom".to_owned()),
             Failure::GuestExit(" panic: boom\n".to_owned()),
+            Failure::Evaluation("aborted: boom".to_owned()),
+            Failure::InvalidResponse(Contract::Opa, "bad".to_owned()),
+            Failure::InvalidResponse(Contract::Gatekeeper, "bad".to_owned()),
             Failure::InvalidResponse(Contract::Wapc, "bad".to_owned()),
             Failure::InvalidResponse(Contract::Wasi, "bad".to_owned()),
             Failure::Deadline,
@@ -245,6 +224,9 @@ mod tests {
         let texts = [
             "internal server error: Guest call failure: boom",
             "panic: boom",
+            "internal server error: aborted: boom",
+            "internal server error: cannot interpret OPA policy result: bad",
+            "internal server error: cannot interpret Gatekeeper policy result: bad",
             "internal server error: invalid response from policy: bad",
             "internal server error: Cannot deserialize policy validation response: bad",
             "Policy execution interrupted because it exceeded the allowed execution time",
@@ -266,6 +248,8 @@ mod tests {
         for (runtime, text) in [
             (Contract::Wapc, "invalid response from policy: "),
             (Contract::Wasi, "Cannot deserialize policy validation response: "),
+            (Contract::Opa, "cannot interpret OPA policy result: "),
+            (Contract::Gatekeeper, "cannot interpret Gatekeeper policy result: "),
         ] {
             for bytes in [&b"{}"[..], b"", b"[true]", b"\xff", b"{\"accepted\":true}x"] {
                 let outcome = Outcome::Response(runtime, bytes);

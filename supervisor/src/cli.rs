@@ -179,9 +179,13 @@ pub(crate) struct RunOptions {
     /// The request is any JSON value, passed to the policy as it is
     #[arg(long)]
     pub(crate) raw: bool,
-    /// How to run the policy: kubewarden-wapc or wasi [default: what its metadata says]
+    /// How to run the policy: kubewarden-wapc, wasi, opa or gatekeeper [default: what its
+    /// metadata says]
     #[arg(short, long, value_name = "MODE")]
     pub(crate) execution_mode: Option<String>,
+    /// The entrypoint of a Rego policy, such as policy/main [default: its first]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) entrypoint: Option<String>,
     #[command(flatten)]
     pub(crate) workers_options: WorkerOptions,
 }

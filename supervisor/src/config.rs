@@ -162,6 +162,10 @@ pub(crate) struct PolicySpec {
     pub(crate) warmup: Warmup,
     /// Until when a started guest is used.
     pub(crate) snapshot: SnapshotLimits,
+    /// Rego: the entrypoint to evaluate; `None` for the module's first.
+    pub(crate) entrypoint: Option<String>,
+    /// Rego: whether a builtin that fails ends the evaluation.
+    pub(crate) strict_builtin_errors: bool,
 }
 
 /// What happens with a policy's verdict.

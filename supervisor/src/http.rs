@@ -29,7 +29,7 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::admission::request::ReviewRequest;
 use crate::admission::response::{AdmissionResponse, raw_body, review_body};
-use crate::admission::{Decision, Outcome, PostProcessing, decide};
+use crate::admission::{Decision, Outcome, Payload, PostProcessing, decide};
 use crate::config::PolicyMode;
 use crate::listen::AllowedPeers;
 use crate::log::shorten;
@@ -231,7 +231,7 @@ impl Daemon {
         policy: &Policy,
         endpoint: Endpoint,
         review: &ReviewRequest<'_>,
-        payload: Vec<u8>,
+        payload: Payload,
     ) -> Result<(Decision, Option<Done>), Refusal> {
         let judged = policy.evaluate(payload, review.uid()).await;
         let (done, outcome) = match &judged {

@@ -96,7 +96,7 @@ pub(crate) enum MetadataError {
     )]
     TooNew(String),
     /// Nobody knows how to run it, or this version does not.
-    #[error("unsupported execution mode {0:?} (supported: kubewarden-wapc, wasi)")]
+    #[error("unsupported execution mode {0:?} (supported: kubewarden-wapc, wasi, opa, gatekeeper)")]
     ExecutionMode(String),
     /// The metadata does not say how to run it, and neither do the exports.
     #[error(
@@ -104,7 +104,7 @@ pub(crate) enum MetadataError {
     )]
     UnknownContract,
     /// A Rego module; two modes look the same.
-    #[error("Rego modules are not supported by this version")]
+    #[error("the module has no metadata and is compiled from Rego: say opa or gatekeeper")]
     Rego,
 }
 
@@ -201,13 +201,16 @@ fn contract_of_mode(mode: &str) -> Result<Contract, MetadataError> {
     match mode {
         "kubewarden-wapc" => Ok(Contract::Wapc),
         "wasi" => Ok(Contract::Wasi),
+        "opa" => Ok(Contract::Opa),
+        "gatekeeper" => Ok(Contract::Gatekeeper),
         other => Err(MetadataError::ExecutionMode(excerpt(other))),
     }
 }
 
 fn check_protocol(contract: Contract, metadata: &Metadata) -> Result<(), MetadataError> {
     match (contract, metadata.protocol_version.as_deref()) {
-        (Contract::Wapc, Some("v1")) | (Contract::Wasi, _) => Ok(()),
+        (Contract::Wapc, Some("v1"))
+        | (Contract::Wasi | Contract::Opa | Contract::Gatekeeper, _) => Ok(()),
         (Contract::Wapc, None) => Err(MetadataError::NoProtocolVersion),
         (Contract::Wapc, Some(other)) => Err(MetadataError::ProtocolVersion(excerpt(other))),
     }
@@ -258,6 +261,18 @@ mod tests {
     }
 
     #[test]
+    fn rego_comes_in_two_modes() {
+        for (mode, contract) in [("opa", Contract::Opa), ("gatekeeper", Contract::Gatekeeper)] {
+            let extra = format!(r#","executionMode":"{mode}","protocolVersion":"Unknown""#);
+            assert_eq!(served(&extra), Ok(contract));
+            let run = contract_to_run(Some(mode), None, ModuleShape::Rego);
+            assert_eq!(run.unwrap(), contract);
+        }
+        let unknown = contract_to_run(None, None, ModuleShape::Rego).unwrap_err();
+        assert!(matches!(unknown, MetadataError::Rego), "{unknown}");
+    }
+
+    #[test]
     fn a_wapc_policy_needs_version_1() {
         let missing = "Policy is missing protocol version, which is required for KubewardenWapc execution mode";
         assert_eq!(served(""), Err(missing.to_owned()));
@@ -276,10 +291,8 @@ mod tests {
 
     #[test]
     fn an_unsupported_mode_is_named() {
-        for mode in ["opa", "gatekeeper", "ferricel"] {
-            let error = served(&format!(r#","executionMode":"{mode}""#)).unwrap_err();
-            assert!(error.starts_with(&format!("unsupported execution mode {mode:?}")), "{error}");
-        }
+        let error = served(r#","executionMode":"ferricel""#).unwrap_err();
+        assert!(error.starts_with("unsupported execution mode \"ferricel\""), "{error}");
     }
 
     #[test]

@@ -16,13 +16,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use conclave_ipc::limits::{SERVE_OVERHEAD_BYTES, ZYGOTE_PROCESSES_MAX};
-use conclave_ipc::message::{Contract, FaultClass, Operation};
+use conclave_ipc::message::{Contract, FaultClass};
 use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::admission::body::BodyError;
-use crate::admission::{Failure, decide_settings};
+use crate::admission::{Failure, Payload, decide_settings};
 use crate::cgroup::{Delegation, Group, Limits};
 use crate::code::{Code, CompileError, Compiler, ModuleBytes};
 use crate::config::{PolicySpec, StartMode};
@@ -35,6 +35,7 @@ use crate::zygote::Zygote;
 
 use choice::{Choice, Manner, Trial};
 pub(crate) use evaluation::Done;
+use evaluation::Question;
 use station::{StartError, Station, start_fresh};
 
 /// Jobs that may wait for one policy's workers.
@@ -134,6 +135,9 @@ pub(crate) enum LoadError {
     /// It is to be started once for all requests, and can't be.
     #[error("bootstrap failure: no snapshot can be started: {0}")]
     Snapshot(String),
+    /// The configuration says what has no meaning for such a policy.
+    #[error("bootstrap failure: {0}")]
+    Unfit(&'static str),
     /// The policy refuses its settings.
     #[error("Policy settings are invalid: {0}")]
     Settings(String),
@@ -153,7 +157,7 @@ pub(crate) enum Busy {
 /// One request on its way to a worker.
 #[derive(Debug)]
 struct Job {
-    payload: Vec<u8>,
+    payload: Payload,
     /// As the log names the request.
     uid: String,
     submitted: Instant,
@@ -301,6 +305,7 @@ impl Policy {
             .execution
             .contract(code.metadata.as_deref(), code.facts.shape)
             .map_err(LoadError::Metadata)?;
+        require_fit(&self.spec, contract)?;
         let group = self.group(environment).map_err(LoadError::Group)?;
         let mut blueprint = Blueprint {
             code,
@@ -391,10 +396,11 @@ impl Policy {
     ) -> Result<(), LoadError> {
         // No client waits for it, and a guest that is started once is slow only now.
         let time_max = self.time_max.saturating_mul(SETTINGS_TIME_FACTOR);
-        let operation = Operation::ValidateSettings;
-        let done = self.ask(process, contract, operation, Duration::ZERO, time_max).await;
+        let question = Question::Settings;
+        let done = self.ask(process, contract, question, Duration::ZERO, time_max).await;
         done.log.write(self.name(), "");
-        let done = done.unless_lost().map_err(|error| LoadError::Worker(error.into()))?;
+        let done = if contract.is_rego() { done.unless_failed() } else { done.unless_lost() };
+        let done = done.map_err(|error| LoadError::Worker(error.into()))?;
         let verdict = environment
             .placement
             .at_length(done.answer_bytes(), || decide_settings(done.outcome()));
@@ -434,7 +440,7 @@ impl Policy {
     /// No worker was free; the outer error is why there will never be one.
     pub(crate) async fn evaluate(
         &self,
-        payload: Vec<u8>,
+        payload: Payload,
         uid: &str,
     ) -> Result<Result<Done, Busy>, Failure> {
         if let Some(why) = self.failed() {
@@ -485,4 +491,19 @@ impl Policy {
 fn processes_around_zygote(workers: usize) -> u16 {
     let processes = u16::try_from(workers.saturating_mul(2).saturating_add(1));
     processes.unwrap_or(u16::MAX).min(ZYGOTE_PROCESSES_MAX)
+}
+
+/// Checks what the configuration says that is for policies of one kind only.
+fn require_fit(spec: &PolicySpec, contract: Contract) -> Result<(), LoadError> {
+    let rego_only = spec.entrypoint.is_some() || spec.strict_builtin_errors;
+    match (contract.is_rego(), rego_only, spec.context_aware_resources.is_empty()) {
+        (false, true, _) => {
+            Err(LoadError::Unfit("entrypoint and strictBuiltinErrors are for Rego policies"))
+        }
+        // They would be part of its data; without them it would see an empty cluster.
+        (true, _, false) => Err(LoadError::Unfit(
+            "contextAwareResources are not available to Rego policies in this version",
+        )),
+        (false, false, _) | (true, _, true) => Ok(()),
+    }
 }

@@ -70,7 +70,7 @@ pub(crate) enum RunError {
 pub(crate) fn run(options: &RunOptions) -> Result<(), RunError> {
     let prepared = startup::prepare(&options.workers_options.program)?;
     let body = read_request(&options.request_path)?;
-    let request = parse_request(&body, options.raw)
+    let mut request = parse_request(&body, options.raw)
         .map_err(|cause| RunError::Request { path: options.request_path.clone(), cause })?;
     let spec = policy_spec(options)?;
 
@@ -80,7 +80,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<(), RunError> {
         let environment =
             prepared.environment(&options.workers_options, 1, ONCE, execution, None).await?;
         let environment = Arc::new(environment);
-        let line = evaluate(&environment, spec, &request).await;
+        let line = evaluate(&environment, spec, &mut request).await;
         environment.end_workers().await;
         line
     })?;
@@ -90,12 +90,12 @@ pub(crate) fn run(options: &RunOptions) -> Result<(), RunError> {
 async fn evaluate(
     environment: &Arc<Environment>,
     spec: PolicySpec,
-    request: &ReviewRequest<'_>,
+    request: &mut ReviewRequest<'_>,
 ) -> Result<String, RunError> {
     let policy = Arc::new(Policy::new(spec, environment));
     policy.load(environment).await?;
     let done = policy
-        .evaluate(request.payload().to_vec(), request.uid())
+        .evaluate(request.take_payload(), request.uid())
         .await
         .map_err(RunError::Failure)?
         .map_err(|_busy| RunError::Busy)?;
@@ -144,6 +144,8 @@ fn policy_spec(options: &RunOptions) -> Result<PolicySpec, RunError> {
         start: None,
         warmup: Warmup::Off,
         snapshot: SnapshotLimits::default(),
+        entrypoint: options.entrypoint.clone(),
+        strict_builtin_errors: false,
     })
 }
 

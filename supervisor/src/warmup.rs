@@ -1,6 +1,7 @@
 //! The request that a guest is started and measured with before any client has asked.
 #![forbid(unsafe_code)]
 
+use crate::admission::Payload;
 use crate::admission::body::BodyError;
 use crate::admission::request::ReviewRequest;
 use crate::config::Warmup;
@@ -14,7 +15,7 @@ const POD: &[u8] = include_bytes!("warmup/pod.json");
 ///
 /// # Errors
 /// The configured request is none for this kind of policy.
-pub(crate) fn request(warmup: &Warmup, is_raw: bool) -> Result<Option<Vec<u8>>, BodyError> {
+pub(crate) fn request(warmup: &Warmup, is_raw: bool) -> Result<Option<Payload>, BodyError> {
     let mut request = match (warmup, is_raw) {
         (Warmup::Off, _) | (Warmup::Synthetic, true) => return Ok(None),
         (Warmup::Synthetic, false) => ReviewRequest::from_bare(POD)?,
@@ -26,6 +27,8 @@ pub(crate) fn request(warmup: &Warmup, is_raw: bool) -> Result<Option<Vec<u8>>, 
 
 #[cfg(test)]
 mod tests {
+    use conclave_ipc::message::Contract;
+
     use super::*;
 
     fn given(json: &str) -> Warmup {
@@ -35,8 +38,9 @@ mod tests {
     #[test]
     fn the_synthetic_request_is_a_pod_as_a_client_would_send_it() {
         let payload = request(&Warmup::Synthetic, false).unwrap().unwrap();
+        let payload = payload.seen_by(Contract::Wapc).unwrap();
         let again = ReviewRequest::from_bare(&payload).unwrap();
-        assert_eq!(again.payload(), payload);
+        assert_eq!(again.payload(), &*payload);
         assert_eq!(again.namespace(), Some("warmup"));
         let pod: serde_json::Value = serde_json::from_slice(&payload).unwrap();
         assert_eq!(pod["object"]["spec"]["containers"][0]["name"], "main");
@@ -60,7 +64,8 @@ mod tests {
         let payload = request(&Warmup::Synthetic, false);
         assert_eq!(request(&given(&bare), false), payload);
         assert_eq!(request(&given(&review), false), payload);
-        assert_eq!(request(&given("[1, 2]"), true), Ok(Some(b"[1, 2]".to_vec())));
+        let list = request(&given("[1, 2]"), true).unwrap().unwrap();
+        assert_eq!(*list.seen_by(Contract::Wapc).unwrap(), *b"[1, 2]");
         let error = request(&given(r#"{"uid":"u"}"#), false).unwrap_err().to_string();
         assert!(error.contains("missing field"), "{error}");
     }

@@ -6,6 +6,7 @@ mod guest;
 mod instance;
 mod memory;
 mod preview1;
+mod rego;
 mod stack;
 mod wapc;
 mod wasi;
@@ -88,21 +89,6 @@ enum Question {
     ValidateSettings,
 }
 
-impl Job {
-    /// Both contracts take `{"request": R, "settings": S}`, or `S` as such.
-    pub(crate) fn new(operation: Operation<'_>, settings: &[u8]) -> Self {
-        match operation {
-            Operation::Validate(request) => Self {
-                question: Question::Validate,
-                payload: [br#"{"request":"#, request, br#","settings":"#, settings, b"}"].concat(),
-            },
-            Operation::ValidateSettings => {
-                Self { question: Question::ValidateSettings, payload: settings.to_vec() }
-            }
-        }
-    }
-}
-
 /// A linked module and what every instance of it gets.
 pub(crate) struct Template {
     contract: Contract,
@@ -113,6 +99,8 @@ pub(crate) struct Template {
     arena: &'static Arena,
     /// Whether an instance can be set back to an earlier state.
     can_be_set_back: bool,
+    /// How Rego is evaluated.
+    rules: rego::Rules,
 }
 
 impl fmt::Debug for Template {
@@ -135,16 +123,20 @@ impl Template {
         let linked = match load.contract {
             Contract::Wapc => wapc::link(&mut linker),
             Contract::Wasi => wasi::link(&mut linker),
+            Contract::Opa | Contract::Gatekeeper => rego::link(&mut linker),
         };
         linked.map_err(|error| Fault::new(FaultClass::Link, format!("{error:#}")))?;
         require_export(&module, load.contract)?;
         let memory_bytes_max = usize::try_from(load.memory_bytes_max).unwrap_or(usize::MAX);
         let declared = require_room(&module, load.memory_bytes_max)?;
         // What has no memory has no state in a file. A start section has run before anything
-        // could be kept: who is to be fresh is instantiated anew.
+        // could be kept: who is to be fresh is instantiated anew. Rego has no start that could
+        // make a difference.
         let can_be_set_back = load.can_be_set_back
             && declared > 0
-            && (confined.role() == Role::Snapshot || !load.runs_at_instantiation);
+            && (confined.role() == Role::Snapshot
+                || !load.runs_at_instantiation
+                || load.contract.is_rego());
         let file = can_be_set_back.then(|| confined.output()).transpose();
         file.and_then(|file| arena.back(file, memory_bytes_max))
             .map_err(|error| Fault::new(FaultClass::Memory, format!("linear memory: {error}")))?;
@@ -159,7 +151,26 @@ impl Template {
             runs_at_instantiation: load.runs_at_instantiation,
             arena,
             can_be_set_back,
+            rules: rego::Rules::of(load),
         })
+    }
+
+    /// The question as a guest of this kind reads it.
+    fn job(&self, operation: Operation<'_>) -> Job {
+        let settings = self.settings.as_slice();
+        let Operation::Validate(request) = operation else {
+            return Job { question: Question::ValidateSettings, payload: settings.to_vec() };
+        };
+        let parts: [&[u8]; 5] = match self.contract {
+            Contract::Wapc | Contract::Wasi => {
+                [br#"{"request":"#, request, br#","settings":"#, settings, b"}"]
+            }
+            Contract::Opa => [br#"{"request":"#, request, b"}", b"", b""],
+            Contract::Gatekeeper => {
+                [br#"{"parameters":"#, settings, br#","review":"#, request, b"}"]
+            }
+        };
+        Job { question: Question::Validate, payload: parts.concat() }
     }
 
     /// Where the native code lies.
@@ -172,6 +183,7 @@ fn require_export(module: &Module, contract: Contract) -> Result<(), Fault> {
     let name = match contract {
         Contract::Wapc => wapc::ENTRY,
         Contract::Wasi => wasi::ENTRY,
+        Contract::Opa | Contract::Gatekeeper => rego::ENTRY,
     };
     match module.get_export(name) {
         Some(export) if export.func().is_some() => Ok(()),
@@ -231,6 +243,8 @@ enum Held {
     Initialised(Shared, Conversation),
     /// A command at its first read.
     Parked(Parked),
+    /// A Rego policy with its data loaded, or set back to that.
+    Ready(Box<rego::Ready>),
 }
 
 /// What starting a guest has come to.
@@ -247,23 +261,30 @@ impl Policy {
         Self { template, session, guest: Held::Nothing }
     }
 
-    pub(crate) fn settings(&self) -> &[u8] {
-        &self.template.settings
+    /// The question as the guest will read it.
+    pub(crate) fn job(&self, operation: Operation<'_>) -> Job {
+        self.template.job(operation)
     }
 
     /// Sets back what the last request used, or instantiates for the next one as far as that
-    /// runs no guest code. A failure shows when the request is there.
+    /// runs no guest code, except for Rego, whose data is loaded. A failure shows when the
+    /// request is there.
     pub(crate) fn prepare(&mut self) {
         let arena = self.template.arena;
-        let set_back = match &self.guest {
+        let set_back = match &mut self.guest {
             Held::Fresh(live) if self.template.can_be_set_back => locked(live).set_back(arena),
             Held::Initialised(live, _) => locked(live).set_back(arena),
             Held::Parked(parked) => parked.set_back(),
+            Held::Ready(ready) if self.template.can_be_set_back => ready.set_back(arena),
             Held::Broken(_) => return,
-            Held::Nothing | Held::Fresh(_) => {
+            Held::Nothing | Held::Fresh(_) | Held::Ready(_) => {
                 // One at a time: there is room for one memory.
                 self.guest = Held::Nothing;
-                if !self.template.runs_at_instantiation {
+                if self.template.contract.is_rego() {
+                    self.session.enter(Stage::Practising);
+                    let ready = self.instantiate().and_then(|live| self.ready(live));
+                    self.guest = ready.map_or_else(Held::Broken, Held::Ready);
+                } else if !self.template.runs_at_instantiation {
                     self.guest = self.fresh().map_or_else(Held::Broken, Held::Fresh);
                 }
                 return;
@@ -315,6 +336,12 @@ impl Policy {
                 self.guest = Held::Initialised(live, conversation);
                 took
             }
+            Contract::Opa | Contract::Gatekeeper => {
+                let ready = self.ready(live)?;
+                self.session.unless_premature()?;
+                self.guest = Held::Ready(ready);
+                began.elapsed()
+            }
         };
         // Once more, to learn what it writes to.
         self.session.enter(Stage::Practising);
@@ -339,7 +366,8 @@ impl Policy {
 
     /// Answers one job; what it leaves behind is gone before the next.
     pub(crate) fn evaluate(&mut self, job: Job) -> Outcome {
-        let live = match &self.guest {
+        let live = match &mut self.guest {
+            Held::Ready(ready) => return ready.ask(&job, &self.session),
             Held::Parked(parked) => return parked.evaluate(job),
             Held::Initialised(_, conversation) => return conversation.ask(&job),
             Held::Broken(fault) => Err(fault.clone()),
@@ -356,6 +384,9 @@ impl Policy {
                 Err(outcome) => outcome,
             },
             Contract::Wasi => wasi::evaluate(&mut locked(&live), &self.session, &job),
+            Contract::Opa | Contract::Gatekeeper => {
+                Outcome::Fault(Fault::new(FaultClass::Link, "its data is not loaded"))
+            }
         };
         self.guest = Held::Fresh(live);
         outcome
@@ -369,6 +400,16 @@ impl Policy {
                 .map_err(|error| Fault::new(FaultClass::Memory, error.to_string()))?;
         }
         Ok(Arc::new(Mutex::new(live)))
+    }
+
+    /// An instance that has run nothing but what Rego begins with.
+    fn ready(&self, live: Live) -> Result<Box<rego::Ready>, Fault> {
+        let Template { rules, settings, arena, .. } = &self.template;
+        let mut ready = Box::new(rego::Ready::begin(live, rules, settings, &self.session)?);
+        if self.template.can_be_set_back {
+            ready.keep(arena).map_err(|error| Fault::new(FaultClass::Memory, error.to_string()))?;
+        }
+        Ok(ready)
     }
 
     fn instantiate(&self) -> Result<Live, Fault> {

@@ -14,7 +14,7 @@ use wasmtime::Engine;
 
 use crate::confine::{Confined, Sealed};
 use crate::policy::arena::Arena;
-use crate::policy::{Fault, Job, Outcome, Policy, Template, describe};
+use crate::policy::{Fault, Outcome, Policy, Template, describe};
 use crate::session::Session;
 use crate::{Channel, exit_for};
 
@@ -102,7 +102,7 @@ fn serve(session: &Session, mut policy: ManuallyDrop<Policy>) -> WorkerExit {
             return exit_for(&error);
         }
         policy.prepare();
-        let (id, job) = match session.next(|operation| Job::new(operation, policy.settings())) {
+        let (id, job) = match session.next(|operation| policy.job(operation)) {
             Ok(Some(next)) => next,
             Ok(None) => return WorkerExit::ProtocolViolation,
             Err(error) => return exit_for(&error),
@@ -121,7 +121,7 @@ fn serve(session: &Session, mut policy: ManuallyDrop<Policy>) -> WorkerExit {
 pub(crate) fn start(session: &Session, policy: &mut Policy) -> Option<WorkerExit> {
     let practice = session.receive(|request| match request {
         Request::Start { warmup } => {
-            let job = |request| Job::new(Operation::Validate(request), policy.settings());
+            let job = |request| policy.job(Operation::Validate(request));
             Some(warmup.map(job))
         }
         _ => None,

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::body::{BodyError, checked, parse, utf8};
+use super::payload::{Kind, Payload};
 use super::shape::{AdmissionRequest, Text};
 use super::strict_json::StrictText;
 use crate::json_object::Object;
@@ -28,7 +29,7 @@ pub(crate) struct ReviewRequest<'a> {
 
 #[derive(Debug, Clone)]
 enum Form<'a> {
-    Kubernetes { namespace: Option<Text<'a>>, object: Option<StrictText<'a>> },
+    Kubernetes { namespace: Option<Text<'a>>, object: Option<StrictText<'a>>, deletes: bool },
     Raw(StrictText<'a>),
 }
 
@@ -109,14 +110,20 @@ impl<'a> ReviewRequest<'a> {
     }
 
     /// The request as the policy sees it: one JSON value with one reading.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn payload(&self) -> &[u8] {
         &self.payload
     }
 
     /// [`ReviewRequest::payload`], given away; what is left of the request can still be
     /// decided about.
-    pub(crate) fn take_payload(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.payload).into_owned()
+    pub(crate) fn take_payload(&mut self) -> Payload {
+        let kind = match self.form {
+            Form::Kubernetes { deletes: true, .. } => Kind::Deletion,
+            Form::Kubernetes { .. } => Kind::Kubernetes,
+            Form::Raw(_) => Kind::Raw,
+        };
+        Payload::new(std::mem::take(&mut self.payload).into_owned(), kind)
     }
 
     fn normalised(
@@ -133,10 +140,11 @@ impl<'a> ReviewRequest<'a> {
 
         let mut payload = Vec::with_capacity(body.len());
         serde_json::to_writer(&mut payload, &request).map_err(|error| BodyError::from(&error))?;
+        let deletes = request.operation.0 == "DELETE";
         Ok(Self {
             uid: request.uid,
             payload: Cow::Owned(payload),
-            form: Form::Kubernetes { namespace: request.namespace, object },
+            form: Form::Kubernetes { namespace: request.namespace, object, deletes },
         })
     }
 

@@ -134,6 +134,12 @@ impl AdmissionResponse {
         Self { allowed: false, status: Some(status), ..Self::allow(uid) }
     }
 
+    /// The request may not pass: a policy changes an object that is not there.
+    pub(crate) fn reject_mutation_of_nothing(uid: &str) -> Self {
+        let status = Status::message(MUTATION_OF_NOTHING);
+        Self { allowed: false, status: Some(status), ..Self::allow(uid) }
+    }
+
     /// What a policy's answer means for the request it was given.
     ///
     /// A mutation becomes a patch, also on a denial. Where there is no object, on DELETE, a
@@ -145,13 +151,7 @@ impl AdmissionResponse {
         let mutation = match (request.mutable(), answer.mutated_object) {
             (_, None) => None,
             (Some(old), Some(new)) => patch::between(old, new).map(Mutation::json_patch),
-            (None, Some(_)) => {
-                return Self {
-                    allowed: false,
-                    status: Some(Status::message(MUTATION_OF_NOTHING)),
-                    ..Self::allow(request.uid())
-                };
-            }
+            (None, Some(_)) => return Self::reject_mutation_of_nothing(request.uid()),
         };
         let explained = answer.message.is_some() || answer.code.is_some();
         Self {

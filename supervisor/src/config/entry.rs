@@ -18,7 +18,7 @@ use super::{
 use crate::host_capabilities::HostCapabilities;
 
 /// The keys of a policy, as error messages list them.
-const POLICY_KEYS: [&str; 13] = [
+const POLICY_KEYS: [&str; 15] = [
     "module",
     "policyMode",
     "allowedToMutate",
@@ -32,6 +32,8 @@ const POLICY_KEYS: [&str; 13] = [
     "start",
     "warmup",
     "snapshot",
+    "entrypoint",
+    "strictBuiltinErrors",
 ];
 
 /// One page of linear memory, the least that a guest can have.
@@ -96,6 +98,8 @@ pub(super) fn policy_spec(
         start: fields.optional("start", start_mode)?,
         warmup: fields.optional("warmup", warmup)?.unwrap_or_default(),
         snapshot: fields.optional("snapshot", snapshot_limits)?.unwrap_or_default(),
+        entrypoint: fields.optional("entrypoint", entrypoint)?.flatten(),
+        strict_builtin_errors: fields.optional("strictBuiltinErrors", boolean)?.unwrap_or(false),
     })
 }
 
@@ -110,6 +114,20 @@ fn message(scope: Scope<'_>, key: &Trail<'_>, node: &Node) -> Result<Option<Stri
     match &node.value {
         Value::Null => Ok(None),
         _ => text(scope, key, node).map(|text| Some(text.to_owned())),
+    }
+}
+
+/// Whether the module has one of that name shows when it is known.
+fn entrypoint(
+    scope: Scope<'_>,
+    key: &Trail<'_>,
+    node: &Node,
+) -> Result<Option<String>, ConfigError> {
+    match message(scope, key, node)? {
+        Some(name) if name.is_empty() => {
+            Err(scope.refuse(node, Problem::EmptyText { key: key.to_string() }))
+        }
+        name => Ok(name),
     }
 }
 
@@ -232,6 +250,8 @@ mod tests {
             start: None,
             warmup: Warmup::Synthetic,
             snapshot: SnapshotLimits::default(),
+            entrypoint: None,
+            strict_builtin_errors: false,
         };
         assert_eq!(policy(""), expected);
     }
@@ -255,6 +275,8 @@ mod tests {
   timeoutEvalSeconds: 5
   sha256: {DIGEST}
   memory: 64Mi
+  entrypoint: policy/main
+  strictBuiltinErrors: true
 "
         );
         let policies = read(&text).unwrap();
@@ -277,6 +299,8 @@ mod tests {
         assert_eq!(policy.message.as_deref(), Some("not here"));
         assert_eq!(policy.timeout, Some(Duration::from_secs(5)));
         assert_eq!(policy.digest, Some(DIGEST.parse().unwrap()));
+        assert_eq!(policy.entrypoint.as_deref(), Some("policy/main"));
+        assert!(policy.strict_builtin_errors);
     }
 
     #[test]
@@ -321,6 +345,10 @@ mod tests {
                 "contextAwareResources: [{apiVersion: 1, kind: Pod}]",
                 "3:40: policy \"p\": contextAwareResources[0].apiVersion: expected a string, \
                  found an integer",
+            ),
+            (
+                "entrypoint: [policy, main]",
+                "3:13: policy \"p\": entrypoint: expected a string, found a list",
             ),
             ("sha256:", "3:9: policy \"p\": sha256: expected a string, found null"),
         ];

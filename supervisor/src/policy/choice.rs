@@ -2,15 +2,16 @@
 //! policy is loaded, and kept for all its workers.
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use conclave_ipc::message::Operation;
 use tokio::time::Instant;
 
-use super::evaluation::Answer;
+use super::evaluation::{Answer, Question};
 use super::station::{StartError, start_snapshot};
 use super::{Blueprint, LoadError, Policy};
+use crate::admission::Payload;
 use crate::code::Compiler;
 use crate::config::StartMode;
 use crate::log::shorten;
@@ -128,8 +129,13 @@ impl Trial<'_> {
         // First without a snapshot: a request that its guest does not answer is none to
         // practise with, and this worker has a deadline for it. A guest that is slow to start
         // may still answer in time once it is started.
-        let fresh = self.measure(fresh, request.as_deref(), 1).await;
-        let practice = request.clone().filter(|_| fresh.micros.is_some());
+        let fresh = self.measure(fresh, request.as_ref(), 1).await;
+        let contract = self.blueprint.contract;
+        let practice = request
+            .as_ref()
+            .filter(|_| fresh.micros.is_some())
+            .and_then(|request| request.seen_by(contract).ok())
+            .map(Cow::into_owned);
         let slow = matches!(fresh.worker, Err(WorkerError::Deadline));
         let request = request.filter(|_| practice.is_some() || slow);
         let snapshot = match self.start(practice).await {
@@ -141,12 +147,16 @@ impl Trial<'_> {
                 return self.without_snapshot(error.to_string(), fresh.micros, fresh.worker.ok());
             }
         };
-        Ok(if mode == StartMode::Snapshot {
-            end(fresh.worker).await;
-            settle(snapshot, "as configured".to_owned())
+        let reason = if mode == StartMode::Snapshot {
+            "as configured"
+        } else if contract.is_rego() {
+            // Either way a request continues from there; this way it is done once for all.
+            "data is loaded once"
         } else {
-            self.compare(fresh, snapshot, request.as_deref()).await
-        })
+            return Ok(self.compare(fresh, snapshot, request.as_ref()).await);
+        };
+        end(fresh.worker).await;
+        Ok(settle(snapshot, reason.to_owned()))
     }
 
     /// What becomes of a policy that can't be started once for all requests.
@@ -193,7 +203,7 @@ impl Trial<'_> {
         &self,
         fresh: Measured,
         snapshot: Snapshot,
-        request: Option<&[u8]>,
+        request: Option<&Payload>,
     ) -> (Choice, Option<Process>) {
         let Snapshot { process, start_micros, practice } = snapshot;
         let measured = self.measure(process, request, SNAPSHOT_EVALUATIONS_MIN).await;
@@ -228,7 +238,7 @@ impl Trial<'_> {
     async fn measure(
         &self,
         mut worker: Process,
-        request: Option<&[u8]>,
+        request: Option<&Payload>,
         evaluations_min: usize,
     ) -> Measured {
         let Some(request) = request else { return Measured { micros: None, worker: Ok(worker) } };
@@ -238,9 +248,9 @@ impl Trial<'_> {
         while micros.len() < EVALUATIONS_MAX
             && (micros.len() < evaluations_min || began.elapsed() < MEASURING_TIME_MAX)
         {
-            let operation = Operation::Validate(request);
+            let question = Question::Request(request);
             let done =
-                self.policy.ask(&mut worker, contract, operation, Duration::ZERO, time_max).await;
+                self.policy.ask(&mut worker, contract, question, Duration::ZERO, time_max).await;
             match done.answer {
                 // Not longer than it took by our own clock, whatever the worker says.
                 Ok(answer) => {

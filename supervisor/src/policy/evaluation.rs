@@ -9,10 +9,19 @@ use conclave_ipc::message::{Contract, Operation, Reply, Request};
 use tokio::time::Instant;
 
 use super::Policy;
-use crate::admission::{Failure, Outcome};
+use crate::admission::{Failure, Outcome, Payload};
 use crate::guest_log::{BoundPassed, GuestLog};
 use crate::host_calls::{HostAccess, HostCall};
 use crate::process::{Process, WorkerError, unexpected};
+
+/// What a worker is asked.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Question<'a> {
+    /// About a request.
+    Request(&'a Payload),
+    /// About the settings that it was given.
+    Settings,
+}
 
 /// What came of a job.
 #[derive(Debug)]
@@ -76,6 +85,15 @@ impl Done {
         }
     }
 
+    /// This, unless its worker is of no more use, for whatever reason.
+    ///
+    /// # Errors
+    /// The reason.
+    pub(super) fn unless_failed(self) -> Result<Self, WorkerError> {
+        let answer = self.answer?;
+        Ok(Self { answer: Ok(answer), ..self })
+    }
+
     /// How much there is to parse, in bytes.
     pub(crate) fn answer_bytes(&self) -> usize {
         match &self.answer {
@@ -107,6 +125,7 @@ impl Done {
         match self.contract {
             Contract::Wapc => Failure::GuestCall(message),
             Contract::Wasi => Failure::GuestExit(message),
+            Contract::Opa | Contract::Gatekeeper => Failure::Evaluation(message),
         }
     }
 }
@@ -126,17 +145,28 @@ impl Policy {
         &self,
         process: &mut Process,
         contract: Contract,
-        operation: Operation<'_>,
+        question: Question<'_>,
         queued: Duration,
         time_max: Duration,
     ) -> Done {
         let started = Instant::now();
         let mut access = HostAccess::new(&self.spec.host_capabilities);
-        let answer = process
-            .until(started + time_max, async |process| {
-                converse(process, operation, &mut access).await
-            })
-            .await;
+        let request = match question {
+            Question::Request(payload) => payload.seen_by(contract).map(Some),
+            Question::Settings => Ok(None),
+        };
+        let answer = match &request {
+            Ok(request) => {
+                let operation =
+                    request.as_deref().map_or(Operation::ValidateSettings, Operation::Validate);
+                process
+                    .until(started + time_max, async |process| {
+                        converse(process, operation, &mut access).await
+                    })
+                    .await
+            }
+            Err(why) => Ok(Answer::Failure((*why).to_owned())),
+        };
         let mut done =
             Done { answer, contract, queued, worked: started.elapsed(), log: access.log };
         if let Some(stderr) = done.unread_diagnostics() {

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conclave_ipc::Role;
-use conclave_ipc::message::{Load, Operation};
+use conclave_ipc::message::Load;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::choice::Manner;
+use super::evaluation::Question;
 use super::renewal::Renewal;
 use super::{Blueprint, Busy, Environment, Job, Policy, QUEUE_TIME_MAX};
 use crate::code::{Compiler, blocking, request_load, request_start};
@@ -139,6 +140,8 @@ async fn load_worker(
     let load = Load {
         contract: *contract,
         settings: spec.settings.as_bytes(),
+        entrypoint: spec.entrypoint.as_deref(),
+        strict_builtin_errors: spec.strict_builtin_errors,
         runs_at_instantiation: code.facts.runs_at_instantiation,
         processes_max: if forks { blueprint.processes_max } else { 0 },
         can_be_set_back: code.facts.obstacle.is_none(),
@@ -263,11 +266,11 @@ impl Station {
             self.report_alive(Event::Finished(self.slot));
             return true;
         }
-        let operation = Operation::Validate(&job.payload);
+        let question = Question::Request(&job.payload);
         tracing::debug!(policy = self.policy.name(), request_uid = job.uid, "evaluation starts");
         let in_flight = process.take_seat(&self.environment.placement);
         let (contract, time_max) = (self.blueprint.contract, self.policy.time_max);
-        let done = self.policy.ask(process, contract, operation, queued, time_max).await;
+        let done = self.policy.ask(process, contract, question, queued, time_max).await;
         drop(in_flight);
         let lost = done.answer.as_ref().err().map(ToString::to_string);
         match &lost {

@@ -167,6 +167,8 @@ async fn try_loading(
         can_be_set_back: false,
         contract: Contract::Wasi,
         settings: b"{}",
+        entrypoint: None,
+        strict_builtin_errors: false,
         runs_at_instantiation: false,
         memory_bytes_max: GUEST_MEMORY_BYTES_DEFAULT,
         seal_code: spawner.seals_code,

@@ -10,6 +10,7 @@ use wapc::ModuleState;
 use wasmtime::{Error, ResourceLimiter, Result};
 
 use super::preview1::Wasi;
+use super::rego;
 use super::wasi::Desk;
 use crate::session::Session;
 
@@ -19,6 +20,8 @@ pub(super) struct Guest {
     pub(super) wasi: Wasi,
     /// The waPC conversation, once the host has started it.
     pub(super) wapc: Option<Arc<ModuleState>>,
+    /// What builtins of Rego are called with, once it is known.
+    pub(super) rego: Option<Box<rego::Host>>,
     /// Where it is stopped at its first read, for a command that is started once.
     pub(super) desk: Option<&'static Desk>,
     memory_bytes_max: usize,
@@ -32,7 +35,7 @@ impl fmt::Debug for Guest {
 
 impl Guest {
     pub(super) fn new(session: Session, memory_bytes_max: usize) -> Self {
-        Self { session, wasi: Wasi::logged(), wapc: None, desk: None, memory_bytes_max }
+        Self { session, wasi: Wasi::logged(), wapc: None, rego: None, desk: None, memory_bytes_max }
     }
 }
 

@@ -2,6 +2,7 @@
 //! 32-bit number from an attacker, and every access outside ends the guest.
 #![forbid(unsafe_code)]
 
+use std::ffi::CStr;
 use std::ops::Range;
 
 use wasmtime::{Caller, Error, Extern, Memory, Result};
@@ -46,6 +47,18 @@ pub(super) fn slice(data: &[u8], pointer: u32, length: u32) -> Result<&[u8]> {
 /// `length` bytes at `pointer`, to be written.
 pub(super) fn slice_mut(data: &mut [u8], pointer: u32, length: u32) -> Result<&mut [u8]> {
     data.get_mut(range(pointer, length)).ok_or_else(|| outside(pointer, length))
+}
+
+/// The bytes at `pointer` up to the first zero, which is to come after `bytes_max` of them at
+/// the latest; `None` if it does not.
+pub(super) fn until_zero(data: &[u8], pointer: u32, bytes_max: usize) -> Result<Option<&[u8]>> {
+    let rest = data.get(pointer as usize..).ok_or_else(|| outside(pointer, 1))?;
+    let end = rest.len().min(bytes_max.saturating_add(1));
+    match CStr::from_bytes_until_nul(rest.get(..end).unwrap_or_default()) {
+        Ok(text) => Ok(Some(text.to_bytes())),
+        Err(_) if rest.len() > bytes_max => Ok(None),
+        Err(_) => Err(Error::msg(format!("text without an end at {pointer:#x}"))),
+    }
 }
 
 /// Writes all of `bytes` at `pointer`.
