@@ -24,5 +24,7 @@ mod modules;
 mod output;
 #[path = "hostile/pointers.rs"]
 mod pointers;
+#[path = "hostile/rego.rs"]
+mod rego;
 #[path = "hostile/town.rs"]
 mod town;

@@ -3,7 +3,11 @@
 use crate::guests::{Contract, Guest};
 use crate::town::Town;
 
-const CONTRACTS: [(Contract, &str); 2] = [(Contract::Wapc, "wapc"), (Contract::Wasi, "wasi")];
+const CONTRACTS: [(Contract, &str); 3] =
+    [(Contract::Wapc, "wapc"), (Contract::Wasi, "wasi"), (Contract::Opa, "opa")];
+
+/// Those that have host calls.
+const CALLING: [(Contract, &str); 2] = [(Contract::Wapc, "wapc"), (Contract::Wasi, "wasi")];
 
 /// 128 MiB, in 64 KiB pages.
 const MEMORY_PAGES_MAX: u32 = 2048;
@@ -196,14 +200,14 @@ fn a_thousand_host_calls_are_permitted_and_one_more_ends_the_request() {
                 (br_if $more (i32.lt_u (local.get $i) (i32.const {count}))))"
         )
     };
-    let guests = CONTRACTS.map(|(contract, name)| {
+    let guests = CALLING.map(|(contract, name)| {
         [
             Guest::template(contract, &format!("{name}-calls-a-thousand-times"), "", &calls(1000)),
             Guest::template(contract, &format!("{name}-calls-once-more"), "", &calls(1001)),
         ]
     });
     let town = Town::new(guests.as_flattened());
-    for (contract, name) in CONTRACTS {
+    for (contract, name) in CALLING {
         town.accepts(&format!("{name}-calls-a-thousand-times"));
         let text = "more than 1000 host calls in one evaluation";
         let expected = format!("{}{text}", contract.fault_prefix());
@@ -221,7 +225,7 @@ fn a_host_call_that_is_too_large_ends_the_request() {
     let long_name =
         "(drop (call $host_call (i32.const 64) (i32.const 10) (i32.const 1024) (i32.const 8192)
         (i32.const 96) (i32.const 3) (i32.const 0) (i32.const 0)))";
-    let guests = CONTRACTS.map(|(contract, name)| {
+    let guests = CALLING.map(|(contract, name)| {
         [
             Guest::with_memory(
                 contract,
@@ -239,7 +243,7 @@ fn a_host_call_that_is_too_large_ends_the_request() {
         ]
     });
     let town = Town::new(guests.as_flattened());
-    for (contract, name) in CONTRACTS {
+    for (contract, name) in CALLING {
         town.accepts(&format!("{name}-largest-payload"));
         for (policy, text) in [
             ("larger-payload", "host call with a payload of more than 4194304 bytes"),

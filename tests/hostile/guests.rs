@@ -1,4 +1,4 @@
-//! Hostile modules, made from two templates that would accept every request.
+//! Hostile modules, made from three templates that would accept every request.
 
 use std::fmt::Write as _;
 
@@ -6,6 +6,7 @@ use harness::{metadata, metadata_section};
 
 const WAPC: &str = include_str!("wapc.wat");
 const WASI: &str = include_str!("wasi.wat");
+const REGO: &str = include_str!("rego.wat");
 
 /// The memory of the templates: two pages.
 const MEMORY: &str = r#"(memory (export "memory") 2)"#;
@@ -15,6 +16,7 @@ const MEMORY: &str = r#"(memory (export "memory") 2)"#;
 pub(crate) enum Contract {
     Wapc,
     Wasi,
+    Opa,
 }
 
 impl Contract {
@@ -22,6 +24,7 @@ impl Contract {
         match self {
             Self::Wapc => "kubewarden-wapc",
             Self::Wasi => "wasi",
+            Self::Opa => "opa",
         }
     }
 
@@ -30,6 +33,7 @@ impl Contract {
         match self {
             Self::Wapc => "internal server error: Guest call failure: ",
             Self::Wasi => "",
+            Self::Opa => "internal server error: ",
         }
     }
 
@@ -38,6 +42,7 @@ impl Contract {
         match self {
             Self::Wapc => "internal server error: invalid response from policy: ",
             Self::Wasi => "internal server error: Cannot deserialize policy validation response: ",
+            Self::Opa => "internal server error: cannot interpret OPA policy result: ",
         }
     }
 }
@@ -97,6 +102,7 @@ impl Guest {
         match contract {
             Contract::Wapc => Self::wapc_with(name, fields, code),
             Contract::Wasi => Self::wasi_with(name, fields, code),
+            Contract::Opa => Self::of_text(name, contract, &fill(REGO, fields, code)),
         }
     }
 
@@ -105,6 +111,7 @@ impl Guest {
         let template = match contract {
             Contract::Wapc => WAPC,
             Contract::Wasi => WASI,
+            Contract::Opa => REGO,
         };
         let memory = format!(r#"(memory (export "memory") {pages})"#);
         let text = fill(template, "", code).replace(MEMORY, &memory);
@@ -129,6 +136,7 @@ impl Guest {
                     "(call $print (i32.const 1) (i32.const 65536) (i32.const {length})) (return)"
                 ),
             ),
+            Contract::Opa => (REGO, "(global.set $result (i32.const 65536))".to_owned()),
         };
         let text = fill(template, &fields, &code).replace(MEMORY, &memory);
         Self::of_text(name, contract, &text)

@@ -8,6 +8,8 @@
 # rustup can't deliver it, Debian's rustc-web, rust-web-src and wasi-libc serve, with a
 # standard library built once below the root target/ directory.
 # POLICIES_RUST=rustup or POLICIES_RUST=debian insists on one of the two.
+#
+# Rego policies are compiled by OPA, which Go builds from its module.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -17,6 +19,15 @@ work=$root/target/policies
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 triple=wasm32-wasip1
 rust_policies=(host-guard label-adder pod-guard raw-gate secret-guard)
+opa_version=v1.22.2
+
+# The entrypoints of each Rego policy, the first one first.
+declare -A rego_policies=(
+    [gatekeeper-echo]=echo/violation
+    [gatekeeper-labels]=labels/violation
+    [opa-echo]=echo/main
+    [opa-guard]='policy/main policy/lenient'
+)
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
@@ -130,6 +141,24 @@ build_go() {
     annotate "$plain" "$here/go/labels" go-labels
 }
 
+build_rego() {
+    local name entrypoint arguments bundle
+    mkdir -p "$work/rego"
+    GOBIN=$work/rego GOFLAGS='' GOWORK=off go install "github.com/open-policy-agent/opa@$opa_version"
+    say "Rego: OPA $opa_version"
+    for name in "${!rego_policies[@]}"; do
+        arguments=()
+        for entrypoint in ${rego_policies[$name]}; do
+            arguments+=(--entrypoint "$entrypoint")
+        done
+        bundle=$work/rego/$name.tar.gz
+        # The module has the paths of the sources in it.
+        (cd "$here/rego/$name" && "$work/rego/opa" build --target wasm "${arguments[@]}" --output "$bundle" policy.rego)
+        tar --extract --gzip --absolute-names --to-stdout --file "$bundle" /policy.wasm >"$work/rego/$name.wasm"
+        annotate "$work/rego/$name.wasm" "$here/rego/$name" "$name"
+    done
+}
+
 # annotate PLAIN_MODULE SOURCE_DIRECTORY NAME
 annotate() {
     python3 "$here/annotate.py" "$1" "$2/metadata.json" "$built/$3.wasm"
@@ -145,11 +174,12 @@ case ${1-} in
     *) die "usage: build.sh [--check]" ;;
 esac
 
-for tool in cargo rustc go python3 sha256sum; do
+for tool in cargo rustc go python3 sha256sum tar; do
     need "$tool"
 done
 mkdir -p "$built" "$work"
 build_rust
 build_go
+build_rego
 (cd "$built" && sha256sum -- *.wasm >SHA256SUMS)
 check

@@ -348,7 +348,7 @@ mod tests {
             ),
             (
                 "entrypoint: [policy, main]",
-                "3:13: policy \"p\": entrypoint: expected a string, found a list",
+                "3:15: policy \"p\": entrypoint: expected a string, found a list",
             ),
             ("sha256:", "3:9: policy \"p\": sha256: expected a string, found null"),
         ];

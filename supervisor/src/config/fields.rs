@@ -156,7 +156,8 @@ mod tests {
             policy_refusal("message: hi\npolcyMode: monitor"),
             "4:3: policy \"p\": unknown key \"polcyMode\" (known: module, policyMode, \
              allowedToMutate, settings, contextAwareResources, hostCapabilities, message, \
-             timeoutEvalSeconds, sha256, memory, start, warmup, snapshot)"
+             timeoutEvalSeconds, sha256, memory, start, warmup, snapshot, entrypoint, \
+             strictBuiltinErrors)"
         );
         assert!(policy_refusal("Message: hi").contains("unknown key \"Message\""));
     }
