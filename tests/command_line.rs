@@ -328,12 +328,14 @@ fn the_execution_mode_can_be_chosen_or_is_found_out() {
     ] {
         assert_eq!(ask(policy, mode).verdict()["allowed"], true, "{policy} {mode:?}");
     }
-    for mode in ["opa", "gatekeeper", "kubewarden", "WASI", ""] {
+    for mode in ["kubewarden", "WASI", "rego", ""] {
         ask("wapc.wasm", Some(mode)).complaint(&format!("unsupported execution mode {mode:?}"));
     }
-    ask("mislabelled.wasm", None).complaint("unsupported execution mode \"opa\"");
+    for (policy, mode) in [("mislabelled.wasm", None), ("wapc.wasm", Some("gatekeeper"))] {
+        ask(policy, mode).complaint("does not export the function eval");
+    }
     ask("neither.wasm", None).complaint("exports neither __guest_call nor _start");
-    ask("rego.wasm", None).complaint("Rego modules are not supported");
+    ask("rego.wasm", None).complaint("compiled from Rego: say opa or gatekeeper");
     ask("wapc.wasm", Some("wasi")).complaint("does not export the function _start");
     ask("wasi.wasm", Some(WAPC)).complaint("does not export the function __guest_call");
 }

@@ -663,7 +663,7 @@ fn unfit_modules() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             with_metadata(&[&changed(r#""v1","#, r#""v2","#)]),
             "Policy uses protocol version \"v2\" but only V1 is supported",
         ),
-        ("opa", with_metadata(&[&metadata("opa")]), "unsupported execution mode \"opa\""),
+        ("not-rego", with_metadata(&[&metadata("opa")]), "does not export the function eval"),
         (
             "future",
             with_metadata(&[&metadata("ferricel")]),
@@ -686,8 +686,8 @@ fn unfit_modules() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("not-wasi", with_metadata(&[&metadata("wasi")]), "_start"),
         (
             "second-right",
-            with_metadata(&[&metadata("opa"), &wapc]),
-            "unsupported execution mode \"opa\"",
+            with_metadata(&[&metadata("ferricel"), &wapc]),
+            "unsupported execution mode \"ferricel\"",
         ),
         ("no-module", b"#!/bin/sh\n".to_vec(), "not a WebAssembly module"),
     ]

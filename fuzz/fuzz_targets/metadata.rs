@@ -12,7 +12,8 @@ use serde_json::Value;
 const SHAPES: [ModuleShape; 4] =
     [ModuleShape::Wapc, ModuleShape::Wasi, ModuleShape::Rego, ModuleShape::Unknown];
 
-const MODES: [Option<&str>; 4] = [None, Some("kubewarden-wapc"), Some("wasi"), Some("opa")];
+const MODES: [Option<&str>; 5] =
+    [None, Some("kubewarden-wapc"), Some("wasi"), Some("opa"), Some("gatekeeper")];
 
 fuzz_target!(|metadata: &[u8]| {
     let value = str::from_utf8(metadata).ok().and_then(reading);
@@ -43,7 +44,9 @@ fn check(used: Use<'_>, metadata: &[u8], value: Option<&Value>) -> Option<Contra
             (None | Some("kubewarden-wapc"), Contract::Wapc) => {
                 assert_eq!(value["protocolVersion"], "v1");
             }
-            (Some("wasi"), Contract::Wasi) => {}
+            (Some("wasi"), Contract::Wasi)
+            | (Some("opa"), Contract::Opa)
+            | (Some("gatekeeper"), Contract::Gatekeeper) => {}
             (mode, contract) => panic!("{mode:?} is run as {contract:?}"),
         }
     }

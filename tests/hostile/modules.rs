@@ -200,7 +200,7 @@ fn a_module_with_bad_metadata_is_refused() {
         (with("wrong-shape", r#"{"rules":"all","mutating":false}"#), malformed),
         (with("deeply-nested", &deep), "Policy is missing protocol version"),
         (
-            with("rego", r#"{"rules":[],"mutating":false,"executionMode":"opa"}"#),
+            with("cel", r#"{"rules":[],"mutating":false,"executionMode":"ferricel"}"#),
             "unsupported execution mode",
         ),
         (with("two-mebibytes", &" ".repeat(2 << 20)), "metadata section larger than 1048576 bytes"),
