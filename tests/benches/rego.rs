@@ -5,7 +5,6 @@
 //! machine befalls both. The time in the guest is what its worker says: evaluation and, in it,
 //! parsing the input. Everything else is Conclave's.
 #![expect(
-    clippy::unwrap_used,
     clippy::print_stdout,
     clippy::indexing_slicing,
     reason = "a benchmark fails by panicking and prints its result"

@@ -46,6 +46,13 @@ fn an_evaluation_that_breaks_is_rejected_and_ends_its_worker() {
             ),
             "trap: text without an end at 0x11170",
         ),
+    ];
+    each_ends_a_worker(&cases);
+}
+
+#[test]
+fn so_is_one_that_misuses_builtins() {
+    let cases = [
         (
             template(
                 "calls-a-builtin-that-it-did-not-declare",
@@ -97,9 +104,14 @@ fn an_evaluation_that_breaks_is_rejected_and_ends_its_worker() {
             "trap: a builtin is called out of turn",
         ),
     ];
+    each_ends_a_worker(&cases);
+}
+
+/// Serves them, and has each of them break in its way.
+fn each_ends_a_worker(cases: &[(Guest, &str)]) {
     let guests: Vec<_> = cases.iter().map(|(guest, _)| guest.clone()).collect();
     let town = Town::new(&guests);
-    for (guest, reason) in &cases {
+    for (guest, reason) in cases {
         let (_, message) = reason.split_once(": ").unwrap();
         town.both_end_a_worker_like(&guest.name, &format!("{PREFIX}{message}"), reason);
     }
@@ -181,7 +193,7 @@ fn nothing_of_a_request_is_there_for_the_next_one() {
 }
 
 #[test]
-fn a_module_that_is_not_like_opas_does_not_serve_and_it_is_said_why() {
+fn a_module_that_is_not_like_opas_does_not_serve_for_a_reason_that_is_said() {
     let version = r#"(global (export "opa_wasm_abi_version") i32 (i32.const 1))"#;
     let minor = r#""opa_wasm_abi_minor_version") i32 (i32.const 3)"#;
     let cases = [
@@ -200,16 +212,23 @@ fn a_module_that_is_not_like_opas_does_not_serve_and_it_is_said_why() {
         ),
         (
             altered(
-                "has-another-free",
-                r#"(func (export "opa_free") (param i32))"#,
-                r#"(func (export "opa_free"))"#,
+                "has-another-heap",
+                r#"(func (export "opa_heap_ptr_set") (param i32))"#,
+                r#"(func (export "opa_heap_ptr_set"))"#,
             ),
-            "the module is not like OPA's: opa_free",
+            "the module is not like OPA's: opa_heap_ptr_set",
         ),
         (
             altered("has-no-eval", r#"(func (export "eval")"#, "(func"),
             "the module does not export the function eval",
         ),
+    ];
+    none_serves(&cases);
+}
+
+#[test]
+fn nor_does_one_that_can_not_be_made_ready() {
+    let cases = [
         (
             altered("has-no-entrypoints", r#""{\"policy/main\":0}\00""#, r#""{}\00""#),
             "the module has no entrypoint with the number 0; there are: ",
@@ -260,9 +279,14 @@ fn a_module_that_is_not_like_opas_does_not_serve_and_it_is_said_why() {
             "the module exports no memory",
         ),
     ];
+    none_serves(&cases);
+}
+
+/// Each of them is said why.
+fn none_serves(cases: &[(Guest, &str)]) {
     let guests: Vec<_> = cases.iter().map(|(guest, _)| guest.clone()).collect();
     let town = Town::new(&guests);
-    for (guest, reason) in &cases {
+    for (guest, reason) in cases {
         town.does_not_serve(&guest.name, reason);
     }
 }

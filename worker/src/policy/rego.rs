@@ -36,6 +36,9 @@ const MODULE: &str = "env";
 /// Minor versions of the ABI that are known; each adds exports.
 const MINOR_VERSION_MAX: i32 = 3;
 
+/// What most evaluations allocate at most.
+const ROOM_BYTES: i32 = 512 << 10;
+
 /// The address of a value that is not there.
 const UNDEFINED: i32 = 0;
 
@@ -110,6 +113,7 @@ impl Ready {
             Contract::Gatekeeper | Contract::Wapc | Contract::Wasi => b"{}",
         };
         let data = abi.parse(&mut live.store, data).map_err(broken)?;
+        abi.make_room(&mut live).map_err(broken)?;
         live.store.data_mut().rego = Some(Box::new(Host {
             abi: Arc::clone(&abi),
             builtins: builtins.into_iter().map(|(name, number)| (number, name)).collect(),
@@ -208,7 +212,6 @@ fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
 struct Abi {
     memory: Memory,
     malloc: TypedFunc<i32, i32>,
-    free: TypedFunc<i32, ()>,
     json_parse: TypedFunc<(i32, i32), i32>,
     json_dump: TypedFunc<i32, i32>,
     context: TypedFunc<(), i32>,
@@ -234,7 +237,6 @@ impl Abi {
         Ok(Self {
             memory,
             malloc: function(live, "opa_malloc")?,
-            free: function(live, "opa_free")?,
             json_parse: function(live, "opa_json_parse")?,
             json_dump: function(live, "opa_json_dump")?,
             context: function(live, "opa_eval_ctx_new")?,
@@ -254,13 +256,26 @@ impl Abi {
             .map_err(|error| Error::msg(format!("{name} are not names with numbers: {error}")))
     }
 
+    /// Has the module's memory grow for what an evaluation will allocate: memory that is there
+    /// when its state is kept costs less in each request than memory that is gained.
+    fn make_room(&self, live: &mut Live) -> Result<()> {
+        let top = function::<(), i32>(live, "opa_heap_ptr_get")?;
+        let set_top = function::<i32, ()>(live, "opa_heap_ptr_set")?;
+        let store = &mut live.store;
+        let before = top.call(&mut *store, ())?;
+        // Forgets what was freed below, which would be taken for the room.
+        set_top.call(&mut *store, before)?;
+        self.malloc.call(&mut *store, ROOM_BYTES)?;
+        set_top.call(&mut *store, before)
+    }
+
     /// The address of the value that this JSON is the text of.
     fn parse(&self, mut store: impl AsContextMut<Data = Guest>, text: &[u8]) -> Result<i32> {
         let length = i32::try_from(text.len())?;
+        // Not freed: all of it is gone after the request, and data is parsed once.
         let address = self.malloc.call(&mut store, length)?;
         memory::write(self.memory.data_mut(&mut store), unsigned(address), text)?;
         let value = self.json_parse.call(&mut store, (address, length))?;
-        self.free.call(&mut store, address)?;
         if value == UNDEFINED {
             return Err(Error::msg("the module can't parse JSON"));
         }
