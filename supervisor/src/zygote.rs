@@ -10,6 +10,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use conclave_ipc::Phase;
 use conclave_ipc::layers::{Layer, Layers};
@@ -23,21 +24,29 @@ use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::log::shorten;
 use crate::process::{Death, Forked, Process, START_TIME_MAX, WorkerError, unexpected};
 use crate::spawn::Living;
+
+/// How often a zygote is asked how a worker has ended that may be about to, and the pause
+/// between.
+const REAP_ATTEMPTS: u32 = 50;
+const REAP_PAUSE: Duration = Duration::from_millis(2);
 
 /// A process that is forked and evaluates nothing itself.
 #[derive(Debug)]
 pub(crate) struct Zygote {
     /// `None` once it was of no more use.
     process: Mutex<Option<Process>>,
+    policy: String,
     living: Living,
 }
 
 impl Zygote {
     /// Of a worker that has started its guest.
-    pub(crate) fn new(process: Process, living: Living) -> Arc<Self> {
-        Arc::new(Self { process: Mutex::new(Some(process)), living })
+    pub(crate) fn new(process: Process, policy: &str, living: Living) -> Arc<Self> {
+        let process = Mutex::new(Some(process));
+        Arc::new(Self { process, policy: policy.to_owned(), living })
     }
 
     /// A worker that goes on from where the guest stands, and what it is locked up with.
@@ -86,7 +95,9 @@ impl Zygote {
         match status {
             Ok(status) => death(status),
             Err(error) => {
-                tracing::warn!(%error, "zygote is ended");
+                let error = error.to_string();
+                let (policy, error) = (self.policy.as_str(), shorten(&error));
+                tracing::warn!(policy, error, "zygote is ended");
                 *place = None;
                 Death::Unknown
             }
@@ -117,7 +128,13 @@ async fn ask_for_fork(process: &mut Process) -> Result<Forked, WorkerError> {
         Reply::Forked { child } => child,
         other => return Err(unexpected(&other, Phase::Zygote)),
     };
-    let pid = sender(&channel).await.map_err(WorkerError::Channel)?;
+    let pid = match sender(&channel).await {
+        Ok(pid) => pid,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            return Err(stillborn(process, child).await);
+        }
+        Err(error) => return Err(WorkerError::Channel(error)),
+    };
     let pidfd = rustix::process::pidfd_open(
         rustix::process::Pid::from_raw(pid.as_raw())
             .ok_or_else(|| WorkerError::Violation("a message from nobody".to_owned()))?,
@@ -131,6 +148,25 @@ async fn ask_for_fork(process: &mut Process) -> Result<Forked, WorkerError> {
     }
     setsockopt(&channel, PassCred, &false).map_err(|error| WorkerError::Spawn(error.into()))?;
     Ok(Forked { child, pid, pidfd, channel })
+}
+
+/// How a new worker has ended that has said nothing and closed its channel.
+async fn stillborn(process: &mut Process, child: u32) -> WorkerError {
+    // It closes its channel a moment before it has ended.
+    for _ in 0..REAP_ATTEMPTS {
+        if let Err(error) = process.send(&Request::Reap { child }).await {
+            return error;
+        }
+        match process.receive().await {
+            Ok(Reply::Reaped { status }) => {
+                return WorkerError::Died { phase: Phase::Serve, death: death(status) };
+            }
+            Ok(Reply::Fault { .. }) => tokio::time::sleep(REAP_PAUSE).await,
+            Ok(other) => return unexpected(&other, Phase::Zygote),
+            Err(error) => return error,
+        }
+    }
+    WorkerError::Channel(io::ErrorKind::UnexpectedEof.into())
 }
 
 /// A stream whose messages come with the number of who sends them.

@@ -2,7 +2,7 @@
 //!
 //! How a lie is told is a script for the lying worker, see `programs/liar.rs`.
 
-use End::{Accepted, NeverServes, Rejected, Unheard, Unreadable};
+use End::{Accepted, Misreported, NeverServes, Rejected, Unheard, Unreadable};
 
 /// What has to come of a lie.
 #[derive(Debug, Clone, Copy)]
@@ -14,6 +14,9 @@ pub(crate) enum End {
     Rejected(&'static str, &'static str),
     /// No request meets the lie: the worker is ended before the next one, and the log says so.
     Unheard(&'static str),
+    /// The worker is ended by the test, and the log says this of its zygote, which is ended
+    /// for what it says of it.
+    Misreported(&'static str),
     /// The protocol permits it, but it is no verdict: the request is rejected.
     Unreadable,
     /// It has no effect at all.
@@ -77,6 +80,7 @@ const CALLS: &str = "worker broke the protocol: host calls beyond the limit";
 const LARGE_CALL: &str = "worker broke the protocol: host call beyond the limit";
 const ABSURD: &str = "worker broke the protocol: absurd report of a start";
 const UNSEALED: &str = "memory file for the guest can't be made or sealed";
+const NOT_FORKED: &str = "worker broke the protocol: a process that was not forked from it";
 const CHANNEL: &str = "channel to the worker failed";
 const WEAK: &str = "worker lacks layers of the sandbox: ";
 const OTHER_LENGTH: &str = "compiler announced code of another length";
@@ -358,6 +362,47 @@ pub(crate) const BY_STARTED: &[Lie] = &[
     lie("continue-twice", "continue", "verdict verdict", Rejected(LOST, MORE)),
     lie("continue-of-another", "continue", "verdict:next", Rejected(LOST, "unexpected Verdict")),
     lie("continue-late", "continue", "silence", Rejected(DEADLINE, LATE)),
+];
+
+/// Told by a zygote, or by the first of the workers that are forked from it.
+pub(crate) const BY_ZYGOTES: &[Lie] = &[
+    // The slow ones first.
+    lie("fork-silence", "fork", "silence", NeverServes(LATE)),
+    lie("fork-half-a-frame", "fork", "half:forked", NeverServes(LATE)),
+    lie("forked-without-forking", "fork", "forked:7", NeverServes(LATE)),
+    lie("child-silence", "child", "silence", NeverServes(LATE)),
+    // Instead of Forked.
+    lie("forked-twice", "fork", "fork forked forked", NeverServes(MORE)),
+    lie("forked-and-reaped", "fork", "fork forked reaped:0", NeverServes(MORE)),
+    lie("forked-and-verdict", "fork", "fork forked verdict:next", NeverServes(MORE)),
+    lie("reaped-for-fork", "fork", "fork reaped:0", NeverServes("unexpected Reaped")),
+    lie("loaded-for-fork", "fork", "fork loaded", NeverServes("unexpected Loaded")),
+    lie("fork-refused", "fork", "fault:forged", NeverServes(FORGED)),
+    lie("fork-exit-255", "fork", "fork exit:255", NeverServes(CODE_255)),
+    lie("fork-close", "fork", "close", NeverServes(CHANNEL)),
+    lie("forked-child-4294967295", "fork", "fork forked:4294967295 go-on", Accepted),
+    // Somebody else in the place of a child.
+    lie("zygote-for-child", "fork", "speak:loaded forked:2", NeverServes(NOT_FORKED)),
+    lie("grandchild-for-child", "fork", "fork:deep forked", NeverServes(NOT_FORKED)),
+    // What a new worker says first.
+    lie("child-weak", "child", "loaded:weak", NeverServes(WEAK)),
+    lie("child-twice", "child", "loaded loaded", NeverServes(MORE)),
+    lie("child-confined", "child", "confined", NeverServes("unexpected Confined")),
+    lie("child-verdict", "child", "verdict", NeverServes("unexpected Verdict")),
+    lie("child-garbage", "child", "body:255", NeverServes(NO_MESSAGE)),
+    lie("child-too-long", "child", "announce:4294967295", NeverServes(TOO_LONG)),
+    lie("child-forges", "child", "fault:forged", NeverServes(FORGED)),
+    lie("child-exit-101", "child", "exit:101", NeverServes(PANICKED)),
+    lie("child-segv", "child", "segv", NeverServes(SEGV)),
+    // And later; its end is told by the zygote.
+    lie("continue-exit-101", "continue", "exit:101", Rejected(LOST, PANICKED)),
+    lie("continue-segv", "continue", "segv", Rejected(LOST, SEGV)),
+    // How a worker has ended.
+    lie("reap-silence", "reap", "silence", Misreported(LATE)),
+    lie("reaped-twice", "reap", "reaped reaped:9", Misreported(MORE)),
+    lie("verdict-for-reap", "reap", "verdict", Misreported("unexpected Verdict")),
+    lie("reap-garbage", "reap", "body:255", Misreported(NO_MESSAGE)),
+    lie("reap-exit-101", "reap", "exit:101", Misreported(PANICKED)),
 ];
 
 /// Told by the worker that replaces another.

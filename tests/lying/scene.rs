@@ -5,9 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::{
-    Daemon, PATIENCE, Place, children_of, conclave, is_alive, request, skipped, status_field,
-};
+use harness::{Daemon, PATIENCE, Place, conclave, is_alive, request, skipped, status_field};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -90,7 +88,7 @@ impl Scene {
             readiness.status == 200
                 || !readiness.json()["policies"].as_object().unwrap().values().any(starting)
         };
-        assert!(wait_for(is_tried), "policies are starting for ever");
+        assert!(wait_for(is_tried), "starting for ever: {}", self.daemon.get("/readiness").json());
     }
 
     /// Asks the honest policy until it is told to stop, and gives how often it answered and
@@ -118,7 +116,7 @@ impl Scene {
             is_rejected(&self.ask(lie)?, "")?;
             // Said before the policies counted as tried.
             self.complains(name, 0, "policy can't serve", log)?;
-            let left = self.workers(lie);
+            let left = [self.workers(lie), self.zygotes(lie)].concat();
             return expect(left.is_empty(), || format!("workers {left:?} live on"));
         }
         let worker = self.worker(lie)?;
@@ -141,6 +139,14 @@ impl Scene {
                 is_accepted(&self.ask(lie)?)?;
                 send(worker, CUE);
                 self.complains(name, known, "idle", log)?;
+            }
+            End::Misreported(log) => {
+                send(worker, Signal::SIGKILL);
+                self.complains(name, known, "zygote is ended", log)?;
+                self.complains(name, known + 1, "idle", "ended")?;
+                // As soon as there is another zygote.
+                let is_back = || self.ask(lie).is_ok_and(|answer| is_accepted(&answer).is_ok());
+                expect(wait_for(is_back), || "it does not serve again".to_owned())?;
             }
             End::Unreadable => {
                 let text = "internal server error: invalid response from policy: ";
@@ -232,11 +238,19 @@ impl Scene {
     }
 
     fn workers(&self, lie: &Lie) -> Vec<Pid> {
+        self.of_lie(lie, self.daemon.workers())
+    }
+
+    fn zygotes(&self, lie: &Lie) -> Vec<Pid> {
+        self.of_lie(lie, self.daemon.zygotes())
+    }
+
+    /// Those that live and are of that lie's policy.
+    fn of_lie(&self, lie: &Lie, processes: Vec<Pid>) -> Vec<Pid> {
         let number = self.lies.iter().position(|other| other.name == lie.name).unwrap();
         let name = process_name(number);
         let is_its = |pid: &Pid| status_field(*pid, "Name").as_deref() == Some(name.as_str());
-        let workers = self.daemon.workers().into_iter();
-        workers.filter(is_its).filter(|pid| is_alive(*pid)).collect()
+        processes.into_iter().filter(is_its).filter(|pid| is_alive(*pid)).collect()
     }
 
     /// So many lines were written at WARN or ERROR, each about one of the lies.
@@ -254,16 +268,18 @@ impl Scene {
         expect(found == count, || format!("the log has {found} lines instead of {count}"))
     }
 
-    /// The processes that there are while nobody lies: one of each policy that serves.
+    /// The processes that there are while nobody lies: one of each policy that serves, and a
+    /// zygote of each that is started once.
     pub(crate) fn children_expected(&self) -> usize {
         let serving = self.lies.iter().filter(|lie| !matches!(lie.end, End::NeverServes(_)));
-        1 + serving.count()
+        1 + serving.map(|lie| 1 + usize::from(lie.is_of_a_started())).sum::<usize>()
     }
 
     /// Waits until every policy that is to serve has its worker again, and measures.
     pub(crate) fn measure(&self) -> Size {
         let pid = self.daemon.pid();
-        let children = || children_of(pid).into_iter().filter(|child| is_alive(*child)).count();
+        let all = || [self.daemon.workers(), self.daemon.zygotes()].concat();
+        let children = || all().into_iter().filter(|child| is_alive(*child)).count();
         wait_for(|| children() == self.children_expected());
         // The last of them may be on its way from its start to its work.
         thread::sleep(Duration::from_millis(200));
@@ -286,7 +302,7 @@ impl Lie {
 
     /// Whether it is told by a worker that starts its guest once.
     fn is_of_a_started(&self) -> bool {
-        ["start", "continue"].contains(&self.stage)
+        ["start", "fork", "child", "continue", "reap"].contains(&self.stage)
     }
 
     pub(crate) fn is_told_by_an_heir(&self) -> bool {

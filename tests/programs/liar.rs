@@ -26,6 +26,7 @@ use std::{env, panic};
 use conclave_ipc::channel::WorkerEnd;
 use conclave_ipc::message::{Operation, Request};
 use conclave_ipc::{CHANNEL_FD, IMAGE_FD, OUTPUT_FD, Role};
+use conclave_worker::Socket;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{MsgFlags, recv};
@@ -52,9 +53,11 @@ fn main() {
     let output = (role != Role::Serve).then(|| unsafe { File::from_raw_fd(OUTPUT_FD) });
     let script = Script::read(&File::from(image), compiles);
     prctl::set_name(&CString::new(script.name.as_str()).unwrap()).unwrap();
-    let channel = UnixStream::from(channel);
+    // For as long as the process lives.
+    let channel = Box::leak(Box::new(UnixStream::from(channel)));
     let mut liar = Liar {
-        channel: &channel,
+        channel,
+        given: None,
         frames: Frames { code_bytes: script.text.len() as u64, ..Frames::default() },
         script,
         role,
@@ -95,8 +98,10 @@ fn turn(path: &str) -> usize {
 }
 
 #[derive(Debug)]
-struct Liar<'a> {
-    channel: &'a UnixStream,
+struct Liar {
+    channel: &'static UnixStream,
+    /// The channel for the next worker.
+    given: Option<OwnedFd>,
     script: Script,
     role: Role,
     /// Where a compiler writes, and a worker that keeps the state of its guest.
@@ -106,7 +111,7 @@ struct Liar<'a> {
     unsent: Vec<u8>,
 }
 
-impl Liar<'_> {
+impl Liar {
     fn compile(&mut self) {
         let mut end = WorkerEnd::new(self.channel);
         self.at("compile-confined", "confined");
@@ -118,8 +123,24 @@ impl Liar<'_> {
     }
 
     fn serve(&mut self) {
-        let mut end = WorkerEnd::new(self.channel);
         self.at("confined", "confined");
+        self.answer();
+    }
+
+    /// Goes on as the worker that was forked, on the channel that it was given.
+    fn serve_forked(&mut self, channel: OwnedFd) -> ! {
+        prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
+        self.channel = Box::leak(Box::new(UnixStream::from(channel)));
+        self.unsent.clear();
+        self.at("child", "loaded");
+        self.answer();
+        std::process::exit(0)
+    }
+
+    /// Does what it is asked, until nobody asks any more.
+    fn answer(&mut self) {
+        let mut end = WorkerEnd::new(Socket::new(self.channel.try_clone().unwrap()));
+        end.stream_mut().take_descriptors(self.role == Role::Snapshot);
         loop {
             if self.script.stage == "unread" && self.is_asked_to_validate() {
                 self.at("unread", "");
@@ -140,10 +161,16 @@ impl Liar<'_> {
                     let practises = warmup.is_some() && self.script.stage == "practice";
                     (if practises { "practice" } else { "start" }, "started")
                 }
+                Ok(Request::Fork) => ("fork", "fork forked"),
+                Ok(Request::Reap { child }) => {
+                    self.frames.child = child;
+                    ("reap", "reaped")
+                }
                 // To a host call that nobody has waited for.
                 Ok(Request::HostAnswer(_)) => continue,
                 Ok(_) | Err(_) => return,
             };
+            self.given = end.stream_mut().descriptor();
             self.at(stage, honest);
             if stage == "validate" && self.script.stage == "idle" {
                 // Only the test knows when the answer has been taken.

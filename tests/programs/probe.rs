@@ -209,7 +209,8 @@ fn start(
             _ => return Err("not asked to fork".to_owned()),
         };
         let reply = if let Some(child) = reap {
-            Reply::Reaped { status: confine::reap(child).map_err(|error| error.to_string())? }
+            // As a zygote does: what lives is not reaped, and nothing is lost.
+            confine::reap(child).map_or(fault("it lives"), |status| Reply::Reaped { status })
         } else {
             let theirs = channel.stream_mut().descriptor().ok_or("no channel to fork with")?;
             match zygote.fork(theirs, orders).map_err(|error| error.to_string())? {

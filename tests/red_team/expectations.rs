@@ -8,7 +8,9 @@ use crate::campaign::Trial;
 
 /// What the filter of a loading worker lets pass. No foreign byte has been looked at by then,
 /// and no foreign code runs before it has sealed itself.
-const NEEDED_TO_LOAD: [(&str, &str); 18] = [
+const NEEDED_TO_LOAD: [(&str, &str); 20] = [
+    ("descriptor/close-channel", "as the code; who loses its channel is ended"),
+    ("memory/map-state-shared", "the guest is started on it; sealed thereafter"),
     ("descriptor/close", "the code is closed if it can't be linked"),
     ("identity/allow-writable-code", "the option that denies it is set after loading"),
     ("identity/new-privileges", "set before every filter"),
@@ -29,6 +31,15 @@ const NEEDED_TO_LOAD: [(&str, &str); 18] = [
     ("code/unmap-code", "there is no code yet"),
 ];
 const MAPS_CODE: &str = "code is mapped and made executable; the next filter takes that away";
+
+/// What the filter of a zygote lets pass, for it to fork and for what is forked to limit itself.
+const NEEDED_TO_FORK: [(&str, &str); 5] = [
+    ("descriptor/close", "the channel of the next worker is closed"),
+    ("descriptor/close-channel", "as that; who loses its channel is ended"),
+    ("identity/new-privileges", "set before every filter"),
+    ("information/limits", "limits are set after a fork"),
+    ("process/fork", "what it is for; how often is bounded, see process/fork-bomb"),
+];
 
 /// What the filter of a compiling worker lets pass.
 const NEEDED_TO_COMPILE: [(&str, &str); 3] = [
@@ -100,7 +111,7 @@ fn is_needed(phase: Phase, id: &str) -> bool {
     let needed: &[(&str, &str)] = match phase {
         Phase::Compile => &NEEDED_TO_COMPILE,
         Phase::Load => &NEEDED_TO_LOAD,
-        Phase::Zygote => &[],
+        Phase::Zygote => &NEEDED_TO_FORK,
         Phase::Serve => &[],
     };
     needed.iter().any(|(needed, _)| *needed == id)

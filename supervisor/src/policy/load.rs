@@ -24,7 +24,7 @@ use crate::metadata::MetadataError;
 use crate::process::{Process, WorkerError};
 
 /// How much longer than a request the check of settings may take, which is done once.
-const SETTINGS_TIME_FACTOR: u32 = 10;
+const SETTINGS_TIME_FACTOR: u32 = 5;
 
 /// How much longer than the check of its settings, and a request, a guest may take to start.
 const START_TIME_FACTOR: u32 = 4;

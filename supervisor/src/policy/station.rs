@@ -75,7 +75,7 @@ pub(super) async fn start_snapshot(
     if !process.forks() {
         return Ok((process, Some(start_micros)));
     }
-    let zygote = Zygote::new(process, compiler.spawner.living().clone());
+    let zygote = Zygote::new(process, spec.name.as_str(), compiler.spawner.living().clone());
     let worker = fork(compiler, &zygote).await?;
     *current = Some(zygote);
     Ok((worker, Some(start_micros)))

@@ -1,16 +1,17 @@
 //! What a liar does beside talking.
-#![expect(unsafe_code, reason = "reads where nothing is mapped, and maps memory")]
+#![expect(unsafe_code, reason = "reads where nothing is mapped, maps memory, and forks")]
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
     reason = "a script with an error, or that can't be played, ends its liar"
 )]
 
-use std::io::{IoSlice, Read};
+use std::io::{IoSlice, Read, Write as _};
 use std::net::Shutdown;
 use std::num::NonZero;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
@@ -33,7 +34,13 @@ pub(crate) fn silence() -> ! {
     }
 }
 
-impl Liar<'_> {
+/// Copies the process; gives the copy's number, or 0 in the copy.
+fn fork() -> u32 {
+    // SAFETY: there is one thread.
+    u32::try_from(unsafe { libc::fork() }).unwrap()
+}
+
+impl Liar {
     /// Does what the word stands for, after all that was said before.
     pub(crate) fn perform(&mut self, act: &str) {
         let (word, argument) = act.split_once(':').unwrap_or((act, ""));
@@ -53,6 +60,10 @@ impl Liar<'_> {
             "rights" => self.send_descriptors(number()),
             "append" => self.append(),
             "map" => self.keep_writable(),
+            "fork" => self.fork(argument == "deep"),
+            "drop" => drop(self.given.take()),
+            "speak" => self.speak_for_child(argument),
+            "reaped" => self.reap(),
             "seal" => {
                 let seal = FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SEAL);
                 fcntl(self.output.as_ref().unwrap(), seal).unwrap();
@@ -62,6 +73,33 @@ impl Liar<'_> {
                 self.break_down(word, argument);
             }
         }
+    }
+
+    /// Makes the worker that is wanted, or has that one make it.
+    fn fork(&mut self, deep: bool) {
+        let channel = self.given.take().unwrap();
+        match fork() {
+            0 if deep && fork() != 0 => silence(),
+            0 => self.serve_forked(channel),
+            child => self.frames.child = child,
+        }
+    }
+
+    /// Says that on the channel of the worker that is wanted.
+    fn speak_for_child(&mut self, act: &str) {
+        let channel = UnixStream::from(self.given.as_ref().unwrap().try_clone().unwrap());
+        let mut frame = Vec::new();
+        assert!(self.frames.put(act, &mut frame), "{act}");
+        (&channel).write_all(&frame).unwrap();
+    }
+
+    /// Tells how a child has ended.
+    fn reap(&mut self) {
+        let (child, mut status) = (self.frames.child.cast_signed(), 0);
+        // SAFETY: the status is written to an integer that outlives the call.
+        let reaped = unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert_eq!(reaped, child);
+        self.act(&format!("reaped:{status}"));
     }
 
     fn break_down(&mut self, word: &str, argument: &str) {
@@ -74,7 +112,8 @@ impl Liar<'_> {
                 self.channel.shutdown(how).unwrap();
             }
             "close" => {
-                nix::unistd::close(CHANNEL_FD).unwrap();
+                // Whoever else has a copy of the descriptor.
+                shutdown(CHANNEL_FD, Shutdown::Both).unwrap();
                 silence();
             }
             "exit" => std::process::exit(argument.parse().unwrap()),

@@ -21,6 +21,8 @@ const FORGED: &str = "innocent\n{\"level\":\"ERROR\",\"policy\":\"honest\",\"mes
 pub(crate) struct Frames {
     /// Of the evaluation that goes on.
     pub(crate) id: u64,
+    /// The worker that was forked last, or is asked about.
+    pub(crate) child: u32,
     /// Of the code that was compiled.
     pub(crate) code_bytes: u64,
 }
@@ -36,6 +38,14 @@ impl Frames {
             "confined" => push(out, &Reply::Confined(report(argument))),
             "loaded" => push(out, &Reply::Loaded(report(argument))),
             "started" => push_started(argument, out),
+            "forked" => {
+                let child = if argument.is_empty() { self.child } else { number(argument) };
+                push(out, &Reply::Forked { child });
+            }
+            // Without an argument it has to look.
+            "reaped" if !argument.is_empty() => {
+                push(out, &Reply::Reaped { status: number(argument).cast_signed() });
+            }
             "compiled" => self.push_compiled(argument, out),
             "verdict" => push_verdict(out, self.meant(argument), ACCEPTED, ""),
             "verdict-of" => push_verdict(out, id, &padded(length()), ""),
@@ -126,6 +136,10 @@ fn push_started(argument: &str, out: &mut Vec<u8>) {
     let number = |word: &str| word.parse().unwrap_or(u64::MAX);
     let start_micros = u32::try_from(number(micros)).unwrap_or(u32::MAX);
     push(out, &Reply::Started { start_micros, memory_bytes: number(bytes) });
+}
+
+fn number(argument: &str) -> u32 {
+    argument.parse().unwrap_or_else(|_| panic!("{argument}"))
 }
 
 fn push(out: &mut Vec<u8>, reply: &Reply<'_>) {

@@ -164,7 +164,7 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
         "descriptor/image-truncate",
         "empties its image",
         "ftruncate",
-        kernel(&["EPERM"]),
+        limits(&["EFBIG", "SIGXFSZ", "EPERM"]),
         || call!(libc::SYS_ftruncate, 4, 0),
     ),
     filtered(
@@ -359,7 +359,7 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
         "descriptor/grow-state",
         "makes the file of the state as long as it can",
         "ftruncate",
-        kernel(&["EPERM"]),
+        limits(&["EFBIG", "SIGXFSZ", "EPERM"]),
         || call!(libc::SYS_ftruncate, 5, 1_i64 << 40),
     ),
 ];
