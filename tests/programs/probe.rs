@@ -210,7 +210,10 @@ fn start(
         };
         let reply = if let Some(child) = reap {
             // As a zygote does: what lives is not reaped, and nothing is lost.
-            confine::reap(child).map_or(fault("it lives"), |status| Reply::Reaped { status })
+            match confine::reap(child) {
+                Ok(status) => Reply::Reaped { status },
+                Err(_) => fault("it lives"),
+            }
         } else {
             let theirs = channel.stream_mut().descriptor().ok_or("no channel to fork with")?;
             match zygote.fork(theirs, orders).map_err(|error| error.to_string())? {

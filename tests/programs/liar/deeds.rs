@@ -113,7 +113,8 @@ impl Liar {
             }
             "close" => {
                 // Whoever else has a copy of the descriptor.
-                shutdown(CHANNEL_FD, Shutdown::Both).unwrap();
+                let both = nix::sys::socket::Shutdown::Both;
+                nix::sys::socket::shutdown(CHANNEL_FD, both).unwrap();
                 silence();
             }
             "exit" => std::process::exit(argument.parse().unwrap()),
