@@ -298,8 +298,8 @@ mod tests {
 
     #[test]
     fn a_length_inside_the_body_that_lies_is_malformed() {
-        // Variant 4 (Verdict), id 0, then a response that claims 4 GiB.
-        let body = [4, 0, 252, 0xff, 0xff, 0xff, 0xff];
+        // Variant 6 (Verdict), id 0, then a response that claims 4 GiB.
+        let body = [6, 0, 252, 0xff, 0xff, 0xff, 0xff];
         assert!(matches!(decode::<Reply<'_>>(&body), Err(FrameError::Malformed(_))));
     }
 

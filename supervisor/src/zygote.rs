@@ -78,6 +78,11 @@ impl Zygote {
         }
     }
 
+    /// Whether it was ended because it was of no more use.
+    pub(crate) async fn is_gone(&self) -> bool {
+        self.process.lock().await.is_none()
+    }
+
     /// How the child with that number has ended, which it has.
     pub(crate) async fn reap(&self, child: u32) -> Death {
         let mut place = self.process.lock().await;

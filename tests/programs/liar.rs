@@ -186,7 +186,7 @@ impl Liar {
         let mut head = [0; 7];
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_WAITALL;
         recv(self.channel.as_raw_fd(), &mut head, flags).unwrap();
-        matches!(head, [_, _, _, _, 3, _, 0])
+        matches!(head, [_, _, _, _, 5, _, 0])
     }
 
     /// Plays the script if this is its stage, else says what a worker should. A script ends

@@ -63,6 +63,11 @@ pub(super) async fn start_snapshot(
     replaces: Option<&Arc<Zygote>>,
 ) -> Result<(Process, Option<u32>), StartError> {
     let mut current = blueprint.zygote.lock().await;
+    if let Some(zygote) = current.as_ref()
+        && zygote.is_gone().await
+    {
+        *current = None;
+    }
     let renewed = |zygote: &&Arc<Zygote>| replaces.is_none_or(|old| !Arc::ptr_eq(old, zygote));
     if let Some(zygote) = current.as_ref().filter(renewed) {
         let forked = fork(compiler, zygote).await;
