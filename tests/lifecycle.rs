@@ -1,7 +1,6 @@
 //! The daemon's life: start, readiness, signals, crashes, what stays on disk.
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
     clippy::indexing_slicing,
     reason = "helpers of tests fail by panicking"
 )]
