@@ -239,7 +239,7 @@ fn nor_does_one_that_can_not_be_made_ready() {
         ),
         (
             altered("has-a-list-of-entrypoints", r#""{\"policy/main\":0}\00""#, r#""[1]\00""#),
-            "entrypoints are not names with numbers: ",
+            "builtins or entrypoints are not names with numbers: ",
         ),
         (
             altered("needs-the-network", r#"\"trace\":1"#, r#"\"http.send\":1,\"x\":2"#),

@@ -16,7 +16,8 @@ use conclave_ipc::limits::{LOG_BYTES_MAX, MESSAGE_BYTES_MAX, RESPONSE_BYTES_MAX}
 use conclave_ipc::message::{Contract, FaultClass, Load, LogStream};
 use serde_json::Value;
 use wasmtime::{
-    AsContextMut, Caller, Error, Linker, Memory, Result, TypedFunc, Val, WasmParams, WasmResults,
+    AsContextMut, Caller, Error, Linker, Memory, Result, Store, TypedFunc, Val, WasmParams,
+    WasmResults,
 };
 
 use super::arena::Arena;
@@ -100,20 +101,20 @@ impl Ready {
                 .map_err(|error| Fault::new(FaultClass::Link, format!("{error:#}")))?,
         );
         let broken = |error: Error| Fault::of_guest(&error, session);
-        let builtins = abi.numbers(&mut live, "builtins").map_err(broken)?;
+        let builtins = abi.numbers(&abi.builtins, &mut live.store).map_err(broken)?;
         let unknown = list(builtins.keys().filter(|name| !builtins::is_known(name)));
         if !unknown.is_empty() {
             let message = format!("the module needs builtins that are not available: {unknown}");
             return Err(Fault::new(FaultClass::Link, message));
         }
-        let entrypoints = abi.numbers(&mut live, "entrypoints").map_err(broken)?;
+        let entrypoints = abi.numbers(&abi.entrypoints, &mut live.store).map_err(broken)?;
         let entrypoint = choose(&entrypoints, rules.entrypoint.as_deref())?;
         let data = match rules.contract {
             Contract::Opa => settings,
             Contract::Gatekeeper | Contract::Wapc | Contract::Wasi => b"{}",
         };
         let data = abi.parse(&mut live.store, data).map_err(broken)?;
-        abi.make_room(&mut live).map_err(broken)?;
+        abi.make_room(&mut live.store).map_err(broken)?;
         live.store.data_mut().rego = Some(Box::new(Host {
             abi: Arc::clone(&abi),
             builtins: builtins.into_iter().map(|(name, number)| (number, name)).collect(),
@@ -211,6 +212,10 @@ fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
 /// What the host uses of a module.
 struct Abi {
     memory: Memory,
+    builtins: TypedFunc<(), i32>,
+    entrypoints: TypedFunc<(), i32>,
+    heap: TypedFunc<(), i32>,
+    set_heap: TypedFunc<i32, ()>,
     malloc: TypedFunc<i32, i32>,
     json_parse: TypedFunc<(i32, i32), i32>,
     json_dump: TypedFunc<i32, i32>,
@@ -236,6 +241,10 @@ impl Abi {
             .ok_or_else(|| Error::msg("the module exports no memory"))?;
         Ok(Self {
             memory,
+            builtins: function(live, "builtins")?,
+            entrypoints: function(live, "entrypoints")?,
+            heap: function(live, "opa_heap_ptr_get")?,
+            set_heap: function(live, "opa_heap_ptr_set")?,
             malloc: function(live, "opa_malloc")?,
             json_parse: function(live, "opa_json_parse")?,
             json_dump: function(live, "opa_json_dump")?,
@@ -248,25 +257,27 @@ impl Abi {
         })
     }
 
-    /// The object of names and numbers that this function of the module's gives.
-    fn numbers(&self, live: &mut Live, name: &str) -> Result<BTreeMap<String, i32>> {
-        let object = function::<(), i32>(live, name)?.call(&mut live.store, ())?;
-        let text = self.dump(&mut live.store, object)?;
-        serde_json::from_slice(text)
-            .map_err(|error| Error::msg(format!("{name} are not names with numbers: {error}")))
+    /// The names and numbers in the object that one of these functions gives.
+    fn numbers(
+        &self,
+        function: &TypedFunc<(), i32>,
+        store: &mut Store<Guest>,
+    ) -> Result<BTreeMap<String, i32>> {
+        let object = function.call(&mut *store, ())?;
+        let text = self.dump(store, object)?;
+        serde_json::from_slice(text).map_err(|error| {
+            Error::msg(format!("builtins or entrypoints are not names with numbers: {error}"))
+        })
     }
 
     /// Has the module's memory grow for what an evaluation will allocate: memory that is there
     /// when its state is kept costs less in each request than memory that is gained.
-    fn make_room(&self, live: &mut Live) -> Result<()> {
-        let top = function::<(), i32>(live, "opa_heap_ptr_get")?;
-        let set_top = function::<i32, ()>(live, "opa_heap_ptr_set")?;
-        let store = &mut live.store;
-        let before = top.call(&mut *store, ())?;
+    fn make_room(&self, store: &mut Store<Guest>) -> Result<()> {
+        let heap = self.heap.call(&mut *store, ())?;
         // Forgets what was freed below, which would be taken for the room.
-        set_top.call(&mut *store, before)?;
+        self.set_heap.call(&mut *store, heap)?;
         self.malloc.call(&mut *store, ROOM_BYTES)?;
-        set_top.call(&mut *store, before)
+        self.set_heap.call(&mut *store, heap)
     }
 
     /// The address of the value that this JSON is the text of.
