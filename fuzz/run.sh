@@ -20,7 +20,7 @@ export FLAGS="--dev --sanitizer none"
 run_one() {
   local target=$1 log=$work/$1.log options=()
   case $target in
-    metadata | request_body | response) options+=(-dict=dictionaries/json) ;;
+    metadata | request_body | response | results) options+=(-dict=dictionaries/json) ;;
     policies_yml | settings) options+=(-dict=dictionaries/yaml) ;;
   esac
   mkdir "$work/$target"

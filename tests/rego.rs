@@ -279,6 +279,16 @@ fn a_builtin_that_fails_is_undefined_unless_that_is_to_be_strict() {
     assert!(!daemon.log().contains("worker is ended"), "{}", daemon.log());
 }
 
+/// A builtin would be called with the list, and the policy goes on with the object.
+#[test]
+fn a_key_that_would_be_read_otherwise_is_not_given_to_builtins() {
+    let daemon = start("guard: {module: opa-guard.wasm}\n");
+    let image = json!({"$serde_json::private::RawValue": "[1]"});
+    let pod = review("CREATE", &json!({"object": {"spec": {"containers": [{"image": image}]}}}));
+    let text = "internal server error: a builtin is called with a key that is reserved";
+    assert_fault(&judged(&daemon, "guard", &pod), text);
+}
+
 #[test]
 fn opas_own_errors_are_rejections() {
     let daemon = start("echo: {module: opa-echo.wasm}\n");

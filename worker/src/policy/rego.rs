@@ -47,7 +47,7 @@ const UNDEFINED: i32 = 0;
 const TRACE: &str = "trace";
 
 /// Makes `serde_json` take the text of a value for the value.
-const RAW_VALUE_KEY: &[u8] = b"$serde_json::private::RawValue";
+const RAW_VALUE_KEY: &str = "$serde_json::private::RawValue";
 
 /// How a policy is to be evaluated.
 #[derive(Debug)]
@@ -308,14 +308,16 @@ impl Abi {
 
     /// The value at this address.
     fn value(&self, caller: &mut Caller<'_, Guest>, address: i32) -> Result<Value> {
-        let text = self.dump(caller, address)?;
+        let unreadable = |error: &dyn fmt::Display| {
+            Error::msg(format!("a builtin is called with what is no JSON: {error}"))
+        };
+        let text =
+            str::from_utf8(self.dump(caller, address)?).map_err(|error| unreadable(&error))?;
         // The guest's idea of it would be another one. Nobody has a use for such a key.
-        if text.windows(RAW_VALUE_KEY.len()).any(|part| part == RAW_VALUE_KEY) {
+        if text.contains(RAW_VALUE_KEY) {
             return Err(Error::msg("a builtin is called with a key that is reserved"));
         }
-        serde_json::from_slice(text).map_err(|error| {
-            Error::msg(format!("a builtin is called with what is no JSON: {error}"))
-        })
+        serde_json::from_str(text).map_err(|error| unreadable(&error))
     }
 }
 
