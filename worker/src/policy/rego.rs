@@ -26,7 +26,7 @@ use super::instance::Live;
 use super::memory::{self, unsigned};
 use super::{Fault, Job, Outcome, Question};
 use crate::session::Session;
-use builtins::Evaluation;
+use builtins::{Evaluation, Failure};
 
 /// The export that makes a module an evaluator of Rego.
 pub(super) const ENTRY: &str = "eval";
@@ -430,10 +430,10 @@ impl Host {
         match builtins::call(&mut self.evaluation, name, &arguments) {
             Ok(Some(value)) => self.abi.parse(caller, &serde_json::to_vec(&value)?),
             Ok(None) => Ok(UNDEFINED),
-            Err(message) if self.strict_builtin_errors => {
+            Err(Failure::Error(_)) if !self.strict_builtin_errors => Ok(UNDEFINED),
+            Err(Failure::Error(message) | Failure::Unsupported(message)) => {
                 Err(Error::new(BuiltinError(format!("{name}: {message}"))))
             }
-            Err(_) => Ok(UNDEFINED),
         }
     }
 }
